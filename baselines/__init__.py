@@ -1,0 +1,1 @@
+"""Discriminative models behind the same protocol as the generative classifier."""

@@ -1,0 +1,1 @@
+"""Entry points as recipes: each module runs one of them on a validated configuration."""
