@@ -1,0 +1,1 @@
+"""Datasets: the only part of the package that knows file formats."""
