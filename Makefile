@@ -1,0 +1,44 @@
+# `make help` lists the targets. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests and runs behave the same whatever the caller has set up for MLflow.
+unexport MLFLOW_RUN_ID
+.DEFAULT_GOAL := help
+
+.PHONY: help env train test soak lint format ui clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --editable ".[dev]"
+	touch $@
+
+env: $(VENV)/.installed  ## make the environment in .venv
+
+train: env  ## the main job: fit, evaluate and register the classifier on the built-in phantom
+	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e train --env-manager local
+
+test: env lint  ## all tests but the long campaigns
+	$(BIN)/python -m pytest -m "not slow"
+
+soak: env  ## the long campaigns (kills, faults, fuzzing, full grids)
+	$(BIN)/python -m pytest -m slow
+
+lint: env  ## style and layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: env  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: env  ## open the MLflow UI on this folder's results (http://127.0.0.1:5000)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+clean:  ## remove the environment; results and caches stay
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,78 @@
+"""``python -m sgc_experiments <entry point> --name value ...``: what MLproject calls.
+
+Heavy libraries are imported by the entry point that needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from sgc_experiments.errors import UserError
+
+ENTRY_POINTS = {
+    "train": "fit one classifier, evaluate it on test and register it",
+    "phantom": "write synthetic mammograms in the layout of a real dataset",
+    "yardsticks": "print how hard a phantom is, by measures that are none of our models",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one entry point.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 a user's mistake, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(_overview())
+        return 0
+    name, *rest = arguments
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if name not in ENTRY_POINTS:
+            raise UserError(f"There is no entry point {name!r}; choose {', '.join(ENTRY_POINTS)}.")
+        importlib.import_module(f"sgc_experiments.experiments.{name}").main(rest)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        _record_failure(str(error))
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, ENTRY_POINTS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in ENTRY_POINTS.items()]
+    return "\n".join(
+        [
+            "usage: python -m sgc_experiments <entry point> [--name value ...]",
+            "",
+            *lines,
+            "",
+            "python -m sgc_experiments <entry point> --help lists its parameters.",
+        ]
+    )
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """A batch system's SIGTERM stops a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _record_failure(reason: str) -> None:
+    """Give the run that `mlflow run` has opened its reason, if the entry point could not."""
+    from sgc_experiments import tracking
+
+    tracking.fail_inherited_run(reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""From a configuration to a classifier, and from a folder back to one.
+
+This is where a parameter of the command line becomes an argument of the scientific core.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sgc_experiments.augmentation import AugmentationSettings
+from sgc_experiments.classifier import Classifier, ScoreBasedClassifier
+from sgc_experiments.config import TrainConfig
+from sgc_experiments.errors import UserError
+from sgc_experiments.training import TrainingSettings
+
+_SDE_PARAMETERS = {
+    "vp": ("beta_min", "beta_max", "log_snr_shift"),
+    "sub_vp": ("beta_min", "beta_max", "log_snr_shift"),
+    "cosine": ("log_snr_shift",),
+    "ve": ("sigma_min", "sigma_max", "log_snr_shift"),
+}
+
+
+def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifier:
+    """Make the untrained classifier that ``config`` describes."""
+    if config.model == "sgc":
+        return ScoreBasedClassifier(
+            classes=classes,
+            image_size=config.image_size,
+            sde=config.sde,
+            sde_parameters={name: getattr(config, name) for name in _SDE_PARAMETERS[config.sde]},
+        )
+    raise UserError(f"There is no model named {config.model!r}; use model=sgc.")
+
+
+def training_settings(config: TrainConfig) -> TrainingSettings:
+    """The part of ``config`` that the training loop reads."""
+    return TrainingSettings(
+        budget=config.budget,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        ema_decay=config.ema_decay,
+        balanced=config.balanced,
+        validate_every=config.validate_every,
+        patience=config.patience,
+        precision=config.precision,
+        device=config.device,
+        compile=config.compile,
+        seed=config.seed,
+        augmentation=AugmentationSettings() if config.augment else AugmentationSettings.none(),
+    )
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Load a classifier that its ``save`` wrote.
+
+    Raises:
+        UserError: the folder holds no classifier of a known kind.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            "The model's folder holds no readable config.json; register the model again."
+        ) from None
+    loaders = {"sgc": ScoreBasedClassifier.load}
+    if kind not in loaders:
+        raise UserError(f"The model is of an unknown kind, {kind!r}; it needs a newer version.")
+    return loaders[kind](folder)

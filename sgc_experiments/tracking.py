@@ -1,0 +1,243 @@
+"""The only place that talks to MLflow: runs, datasets, models and the registry.
+
+An entry point opens one :class:`TrackedRun` and speaks through it. Under ``mlflow run`` the run
+already exists (``MLFLOW_RUN_ID``) and is taken over; otherwise one is made in the active experiment.
+A run that stops on an exception ends FAILED with the reason in the tag ``failure_reason``, one that
+is interrupted ends KILLED.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+from mlflow.entities import RunStatus
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.tracking import MlflowClient
+
+from sgc_experiments.errors import UserError
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+CHAMPION = "champion"
+# What the logged model needs to answer, as opposed to what fitting it needs.
+SERVING_REQUIREMENTS = (
+    "accelerate",
+    "matplotlib",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchdiffeq",
+    "torchvision",
+    "tqdm",
+)
+# Where things lie on this machine says nothing about the result, and paths can hold identifiers.
+_NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config"})
+
+logger = logging.getLogger(__name__)
+
+
+class TrackedRun:
+    """The active MLflow run, in the vocabulary of the experiments."""
+
+    def __init__(self, run_id: str, experiment_id: str) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Log the resolved configuration, as params ``config.*`` and as a file to run again."""
+        shown = {name: value for name, value in config.items() if name not in _NOT_LOGGED}
+        mlflow.log_params({f"config.{name}": _param(value) for name, value in shown.items()})
+        mlflow.log_text(yaml.safe_dump(_plain(shown), sort_keys=False), "config.yaml")
+
+    def log_environment(self) -> None:
+        """Log package versions, Python, the platform and the commit."""
+        packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        }
+        mlflow.log_text(json.dumps(environment, indent=2), "environment.json")
+        mlflow.set_tag("commit", _commit())
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log finite metrics; a metric that does not exist (NaN) is left out."""
+        finite = {name: float(v) for name, v in metrics.items() if np.isfinite(v)}
+        if finite:
+            mlflow.log_metrics(finite, step=step)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Log a figure as ``figures/<name>.png``."""
+        mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 110})
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Log a table as ``<name>.csv``."""
+        mlflow.log_text(table.to_csv(index=False, lineterminator="\n"), f"{name}.csv")
+
+    def log_input(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
+        """Log one subset as a dataset input; only pseudonyms and labels are in ``table``."""
+        dataset = mlflow.data.from_pandas(table, name=name, digest=digest[:36], targets="label")
+        mlflow.log_input(dataset, context=context)
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; values become strings."""
+        mlflow.set_tags({name: str(value) for name, value in tags.items()})
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that the MLflow UI shows at the top of the run."""
+        mlflow.set_tag("mlflow.note.content", markdown)
+
+    def log_classifier(
+        self, folder: Path, *, example: np.ndarray, answer: pd.DataFrame, metadata: dict[str, Any]
+    ) -> str:
+        """Log a saved classifier as a model from code: safetensors and source, no pickle.
+
+        Args:
+            folder: what the classifier's ``save`` wrote.
+            example: (N, S, S) float32 images in [0, 1].
+            answer: what the model answers to ``example``.
+            metadata: JSON-able facts stored with the model.
+
+        Returns:
+            The model's URI.
+        """
+        signature = infer_signature(example, answer)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(PROJECT_DIR / "sgc_experiments" / "serving.py"),
+            artifacts={"classifier": str(folder)},
+            code_paths=[str(PROJECT_DIR / "sgc_experiments"), str(PROJECT_DIR / "baselines")],
+            signature=ModelSignature(
+                inputs=_any_batch(signature.inputs), outputs=signature.outputs
+            ),
+            input_example=example,
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS
+            ],
+            metadata=metadata,
+        )
+        return info.model_uri
+
+    def register(
+        self, model_uri: str, name: str, *, tags: Mapping[str, object], description: str
+    ) -> str:
+        """Register a logged model; it becomes ``champion`` when it is the best under its split.
+
+        Args:
+            model_uri: what :meth:`log_classifier` returned.
+            name: the registered model, ``<model>-<dataset>``.
+            tags: the version's tags; ``val_auc`` and ``split_digest`` decide on the alias.
+            description: markdown shown with the version.
+
+        Returns:
+            The version number.
+        """
+        client = MlflowClient()
+        texts = {key: str(value) for key, value in tags.items()}
+        rivals = [
+            float(version.tags["val_auc"])
+            for version in client.search_model_versions(f"name='{name}'")
+            if version.tags.get("split_digest") == texts["split_digest"]
+            and "val_auc" in version.tags
+        ]
+        version = mlflow.register_model(model_uri, name, tags=texts).version
+        client.update_model_version(name, version, description=description)
+        if all(float(texts["val_auc"]) > rival for rival in rivals):
+            client.set_registered_model_alias(name, CHAMPION, version)
+        return str(version)
+
+
+@contextmanager
+def start_run(name: str, tags: Mapping[str, object]) -> Iterator[TrackedRun]:
+    """Open a run (or take over the one that ``mlflow run`` opened) and close it as it ends.
+
+    Args:
+        name: how the UI lists the run.
+        tags: set at once, so that a run that fails early can be found too.
+    """
+    active = mlflow.start_run(
+        run_name=None if "MLFLOW_RUN_ID" in os.environ else name, log_system_metrics=True
+    )
+    run = TrackedRun(active.info.run_id, active.info.experiment_id)
+    try:
+        run.set_tags({"mlflow.runName": name, **tags})
+        yield run
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        run.set_tags({"failure_reason": _reason(error)})
+        mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
+        raise
+    mlflow.end_run()
+
+
+def fail_inherited_run(reason: str) -> None:
+    """End the run that ``mlflow run`` opened as FAILED, if it has not got that far itself."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        client = MlflowClient()
+        client.set_tag(run_id, "failure_reason", reason)
+        client.set_terminated(run_id, "FAILED")
+
+
+def _reason(error: BaseException) -> str:
+    """A user's mistake speaks for itself; of anything else only the kind is told.
+
+    The text of a foreign exception can hold header values or file names.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"internal error ({type(error).__name__}); the log of the run has the details"
+
+
+def _param(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _param(value) if isinstance(value, tuple | list | Path) else value
+        for name, value in config.items()
+    }
+
+
+def _any_batch(schema: Any) -> Any:
+    """The example's batch size is not part of the contract."""
+    from mlflow.types import Schema, TensorSpec
+
+    return Schema([TensorSpec(spec.type, (-1, *spec.shape[1:])) for spec in schema.inputs])
+
+
+def _commit() -> str:
+    """The commit of the running code, with ``-dirty`` when files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=PROJECT_DIR,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,61 @@
+"""MLproject, the two environment files, pyproject.toml and the configuration must not drift."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sgc_experiments.__main__ import ENTRY_POINTS
+from sgc_experiments.config import parse
+from sgc_experiments.experiments import CONFIGS
+
+ROOT = Path(__file__).parents[1]
+
+
+def _yaml(name):
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_both_environment_files_list_the_dependencies_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = _yaml("conda.yaml")["dependencies"]
+    assert _yaml("python_env.yaml")["dependencies"] == project["dependencies"]
+    assert conda[-1]["pip"] == project["dependencies"]
+    assert f"python={_yaml('python_env.yaml')['python']}" in conda
+
+
+def test_every_dependency_is_pinned_and_installed_at_its_pin():
+    from importlib.metadata import version
+
+    for requirement in _yaml("python_env.yaml")["dependencies"]:
+        name, pin = requirement.split("==")
+        assert version(name) == pin
+
+
+@pytest.mark.parametrize("name", sorted(_yaml("MLproject")["entry_points"]))
+def test_mlproject_parameters_exist_with_the_same_defaults(name):
+    entry = _yaml("MLproject")["entry_points"][name]
+    module, _, rest = entry["command"].removeprefix("python -m sgc_experiments ").partition(" ")
+    assert name in (module, "main")
+    config = parse(CONFIGS[module], [])
+    for parameter, declared in entry.get("parameters", {}).items():
+        assert f"--{parameter} {{{parameter}}}" in rest
+        assert str(getattr(config, parameter)) == str(declared["default"])
+
+
+def test_every_entry_point_of_the_command_line_is_in_mlproject():
+    assert set(CONFIGS) <= set(_yaml("MLproject")["entry_points"])
+    assert set(CONFIGS) <= set(ENTRY_POINTS)
+
+
+def test_help_answers_without_importing_the_heavy_libraries():
+    code = (
+        "import sys; from sgc_experiments.__main__ import main; main(['--help']);"
+        "assert not {'torch', 'mlflow', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
