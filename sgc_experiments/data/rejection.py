@@ -1,0 +1,39 @@
+"""Why a file was left out: a small fixed vocabulary, so that reports never quote a file."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The reasons for quarantine. None of them holds a value from the file or its name."""
+
+    UNREADABLE = "the file cannot be read"
+    FILE_TOO_LARGE = "the file is larger than any mammogram"
+    NOT_AN_IMAGE = "neither a DICOM file nor a JPEG"
+    BAD_HEADER = "the header is broken or incomplete"
+    TRANSFER_SYNTAX = "the transfer syntax is not allowed"
+    SOP_CLASS = "the SOP class is not a mammogram's"
+    NO_PIXELS = "no pixel data"
+    IMAGE_SIZE = "the image is too large or too small"
+    MANY_FRAMES = "more than one frame"
+    MANY_SAMPLES = "more than one sample per pixel"
+    CONTRADICTION = "the pixel data contradicts the header"
+    TRUNCATED = "the pixel data is truncated"
+    UNDECODABLE = "the pixel data cannot be decoded"
+    BLANK = "the image is blank"
+    NO_BREAST = "no breast found in the image"
+    LESION_OUTSIDE = "the lesion lies outside the image"
+    NO_LESION = "no lesion annotated"
+    TIMEOUT = "decoding took too long"
+    MEMORY = "decoding needed too much memory"
+    CRASH = "the decoder died"
+
+
+class RejectedFile(Exception):  # noqa: N818 (a verdict about a file, not a fault of the program)
+    """A file that must not be used, with its `Reason`."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[Reason]]:
+        return type(self), (self.reason,)
