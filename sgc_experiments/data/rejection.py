@@ -25,15 +25,22 @@ class Reason(StrEnum):
     NO_LESION = "no lesion annotated"
     TIMEOUT = "decoding took too long"
     MEMORY = "decoding needed too much memory"
+    UNEXPECTED = "an unexpected error"
     CRASH = "the decoder died"
 
 
 class RejectedFile(Exception):  # noqa: N818 (a verdict about a file, not a fault of the program)
-    """A file that must not be used, with its `Reason`."""
+    """A file that must not be used.
 
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(str(reason))
+    Attributes:
+        reason: why.
+        place: type and source line of an unexpected error, else "".
+    """
+
+    def __init__(self, reason: Reason, place: str = "") -> None:
+        super().__init__(reason, place)
         self.reason = reason
+        self.place = place
 
-    def __reduce__(self) -> tuple[type, tuple[Reason]]:
-        return type(self), (self.reason,)
+    def __str__(self) -> str:
+        return str(self.reason)
