@@ -35,7 +35,9 @@ def _split_commas(value: object) -> object:
     return value
 
 
-Channels = Annotated[tuple[Annotated[int, Field(ge=4, le=2048)], ...], BeforeValidator(_split_commas)]
+Channels = Annotated[
+    tuple[Annotated[int, Field(ge=4, le=2048)], ...], BeforeValidator(_split_commas)
+]
 
 
 class DataConfig(BaseSettings):
@@ -63,7 +65,8 @@ class DataConfig(BaseSettings):
         "(auto: roi for the phantom, whole for the real datasets)",
     )
     image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] | Auto = Field(
-        AUTO, description="the side of the prepared image in pixels, a multiple of 8 from 16 to 1024"
+        AUTO,
+        description="the side of the prepared image in pixels, a multiple of 8 from 16 to 1024",
     )
     clahe: bool = Field(False, description="contrast-limited adaptive histogram equalisation")
     birads3: Literal["benign", "drop"] = Field(
@@ -87,14 +90,19 @@ class DataConfig(BaseSettings):
         0.15, gt=0, lt=0.9, description="the share of patients kept for validation"
     )
     test_fraction: float = Field(
-        0.25, gt=0, lt=0.9, description="the share of test patients where there is no official split"
+        0.25,
+        gt=0,
+        lt=0.9,
+        description="the share of test patients where there is no official split",
     )
     n_patients: Annotated[int, Field(ge=4)] | Literal["all"] = Field(
         "all", description="how many training and validation patients to use, or all"
     )
     workers: int = Field(0, ge=0, le=256, description="processes that read images (0: all cores)")
     split_seed: int = Field(0, ge=0, lt=2**31, description="the seed of the split by patients")
-    seed: int = Field(0, ge=0, lt=2**31, description="the seed of all else: weights, batches, noise")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="the seed of all else: weights, batches, noise"
+    )
 
     @model_validator(mode="after")
     def _fractions_leave_training_patients(self) -> DataConfig:
@@ -222,7 +230,9 @@ def _read_yaml(config_class: type[ConfigT], path: Path) -> dict[str, Any]:
             f"config={path} could not be read ({error.strerror}); give the path of a YAML file."
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"config={path} is not a YAML file; write one `name: value` a line.") from None
+        raise UserError(
+            f"config={path} is not a YAML file; write one `name: value` a line."
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"config={path} holds no parameters; write one `name: value` a line.")
     _check_names(config_class, [str(name) for name in content], str(path))

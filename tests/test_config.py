@@ -1,0 +1,85 @@
+"""A wrong parameter gets one clear sentence; a right one gets where it should."""
+
+import pytest
+import yaml
+
+from sgc_experiments.config import TrainConfig, parse, resolve_defaults
+from sgc_experiments.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--beta_max", "-1"], ["beta_max=-1", "greater than 0", "default 20.0"]),
+        (["--image_size", "abc"], ["image_size=abc", "integer", "auto"]),
+        (["--image_size", "50"], ["image_size=50", "multiple of 8"]),
+        (["--datset", "x"], ["'datset'", "did you mean dataset?"]),
+        (["--dataset", "mnist"], ["dataset=mnist", "phantom", "vindr_mammo"]),
+        (["--beta_min", "30"], ["beta_max must be larger than beta_min"]),
+        (["--budget", "forever"], ["budget=forever", "steps:N"]),
+        (["--seed"], ["--seed", "expected one argument"]),
+        (["stray"], ["'stray'", "belongs to no parameter"]),
+        (["--test_fraction", "0.8", "--validation_fraction", "0.15"], ["validation_fraction"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_sentence(arguments, words):
+    with pytest.raises(UserError) as caught:
+        parse(TrainConfig, arguments)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert message[-1] in ".?"
+
+
+def test_all_mistakes_are_listed_at_once():
+    with pytest.raises(UserError) as caught:
+        parse(TrainConfig, ["--seed", "-3", "--sde", "vpp"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(
+    tmp_path, monkeypatch
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"beta_max": 12.0, "seed": 5}), encoding="utf-8")
+    monkeypatch.setenv("SGC_SEED", "4")
+    monkeypatch.setenv("SGC_BATCH_SIZE", "8")
+    config = parse(TrainConfig, ["--config", str(file), "--beta_max=15"])
+    assert (config.beta_max, config.seed, config.batch_size) == (15.0, 5, 8)
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "seed: [", "!!python/object:os.system x", ""])
+def test_a_file_that_is_no_list_of_parameters_is_refused(tmp_path, content):
+    file = tmp_path / "run.yaml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        parse(TrainConfig, ["--config", str(file)])
+
+
+def test_a_wrong_name_in_a_file_names_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("beta_mx: 3\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"run\.yaml.*did you mean beta_max"):
+        parse(TrainConfig, ["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "gpu", "kind", "size"),
+    [
+        ("phantom", False, "roi", 48),
+        ("inbreast", True, "whole", 384),
+        ("inbreast", False, "whole", 96),
+    ],
+)
+def test_auto_depends_on_dataset_and_device(dataset, gpu, kind, size):
+    config = resolve_defaults(parse(TrainConfig, ["--dataset", dataset]), gpu=gpu)
+    assert (config.input, config.image_size) == (kind, size)
+
+
+def test_help_lists_every_parameter_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(TrainConfig, ["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for name in TrainConfig.model_fields:
+        assert f"--{name} " in text
