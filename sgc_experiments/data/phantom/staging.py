@@ -1,0 +1,90 @@
+"""What the writers of synthetic releases share: an all-or-nothing folder, and all cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+
+from sgc_experiments.data.phantom.render import is_malignant
+from sgc_experiments.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TEST_EVERY = 4  # one patient in four is a test patient, of each class
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` when the block ends well, and vanishes if not.
+
+    Raises:
+        UserError: `out` exists and is not an empty folder.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose a new folder, or delete it first.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's folders are private
+        os.replace(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def in_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+) -> list[Result]:
+    """`[function(item) for item in items]` by several processes; the order is kept.
+
+    Args:
+        function: importable by name, since it travels to fresh processes.
+        items: the arguments.
+        workers: processes; 0 takes one per core, 1 stays in this process.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    # A process takes about as long to start as a dozen patients take to write.
+    workers = min(workers, 1 + len(items) // 16)
+    if workers == 1:
+        return [function(item) for item in items]
+    # Fresh processes: a fork of a parent whose libraries run threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(function, items, chunksize=4))
+
+
+def ranks(patients: int, *, seed: int) -> list[tuple[bool, int]]:
+    """Per patient, its label and how many patients of that label come before it.
+
+    Official splits and planted quirks go by this rank, so that both classes get theirs.
+
+    Raises:
+        UserError: fewer than one patient.
+    """
+    if patients < 1:
+        raise UserError(f"patients={patients} must be at least 1")
+    seen = {False: 0, True: 0}
+    result = []
+    for patient in range(patients):
+        malignant = is_malignant(patient, seed=seed)
+        result.append((malignant, seen[malignant]))
+        seen[malignant] += 1
+    return result
+
+
+def is_test_rank(rank: int) -> bool:
+    """Whether a patient of that rank is a test patient; ranks 0 to 2 are training patients."""
+    return rank % TEST_EVERY == TEST_EVERY - 1
