@@ -23,6 +23,8 @@ class Reason(StrEnum):
     NO_BREAST = "no breast found in the image"
     LESION_OUTSIDE = "the lesion lies outside the image"
     NO_LESION = "no lesion annotated"
+    BAD_ANNOTATION = "the annotation cannot be read"
+    EXCLUDED_GRADE = "BI-RADS 3, left out on request"
     TIMEOUT = "decoding took too long"
     MEMORY = "decoding needed too much memory"
     UNEXPECTED = "an unexpected error"
