@@ -1,8 +1,8 @@
 """The registered model as its users call it: a pyfunc model from code.
 
-``mlflow.pyfunc.load_model("models:/sgc-phantom@champion").predict(images)`` takes prepared images,
-(N, S, S) float32 in [0, 1], and returns one row per image: the calibrated probability of every class
-and, for two classes, the log-odds with their standard error.
+``mlflow.pyfunc.load_model("models:/sgc-phantom@champion").predict(images)`` takes prepared
+images, (N, S, S) float32 in [0, 1], and returns one row per image: the calibrated probability of
+every class and, for two classes, the log-odds with their standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.models import load_classifier
-from sgc_experiments.experiments.predictions import answer
+from sgc_experiments.experiments.scoring import answer
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):
@@ -46,7 +46,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             )
         if not np.isfinite(images).all() or images.min(initial=0) < 0 or images.max(initial=0) > 1:
             raise UserError("The model takes images with values from 0 (background) to 1.")
-        return answer(self.classifier, np.rint(images * 65535).astype(np.uint16), self.facts)
+        return answer(self.classifier, np.rint(images * 65535).astype(np.uint16))
 
 
 mlflow.models.set_model(ImageClassifier())

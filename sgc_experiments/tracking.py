@@ -1,9 +1,9 @@
 """The only place that talks to MLflow: runs, datasets, models and the registry.
 
 An entry point opens one :class:`TrackedRun` and speaks through it. Under ``mlflow run`` the run
-already exists (``MLFLOW_RUN_ID``) and is taken over; otherwise one is made in the active experiment.
-A run that stops on an exception ends FAILED with the reason in the tag ``failure_reason``, one that
-is interrupted ends KILLED.
+already exists (``MLFLOW_RUN_ID``) and is taken over; otherwise one is made in the active
+experiment. A run that stops on an exception ends FAILED with the reason in the tag
+``failure_reason``, one that is interrupted ends KILLED.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import logging
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any

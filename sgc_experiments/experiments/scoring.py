@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sgc_experiments.classifier import Classifier, Prediction
+from sgc_experiments.classifier import Classifier
 
-TABLE_COLUMNS = ["image_id", "patient", "exam", "laterality", "view", "density"]
+TABLE_COLUMNS = ["image_id", "patient", "exam", "laterality", "view", "density", "label"]
 
 
 def answer(classifier: Classifier, images: np.ndarray) -> pd.DataFrame:
@@ -24,11 +24,6 @@ def answer(classifier: Classifier, images: np.ndarray) -> pd.DataFrame:
         calibrated ``log_odds`` of the second with its ``standard_error``.
     """
     prediction = classifier.predict_log_odds(images)
-    return to_table(classifier, prediction)
-
-
-def to_table(classifier: Classifier, prediction: Prediction) -> pd.DataFrame:
-    """The same for a prediction that is there already."""
     posterior = classifier.posterior(prediction.log_odds)
     columns: dict[str, Any] = {
         f"probability_{name}": posterior[:, index] for index, name in enumerate(classifier.classes)
@@ -40,19 +35,18 @@ def to_table(classifier: Classifier, prediction: Prediction) -> pd.DataFrame:
 
 
 def prediction_table(
-    classifier: Classifier, prediction: Prediction, rows: pd.DataFrame, subset: str
+    classifier: Classifier, images: np.ndarray, rows: pd.DataFrame
 ) -> pd.DataFrame:
-    """Predictions of one subset beside what is known of its images.
+    """Predictions beside what is known of the images: the table of ``predictions.py``.
 
     Args:
         classifier: a fitted classifier.
-        prediction: its prediction for the images of ``rows``.
-        rows: the rows of the image table.
-        subset: "train", "validation" or "test".
+        images: (N, S, S) uint16.
+        rows: the images' rows of the image table.
     """
-    known = rows[[*TABLE_COLUMNS, "label"]].reset_index(drop=True)
-    table = pd.concat([known.assign(subset=subset), to_table(classifier, prediction)], axis=1)
+    known = rows[TABLE_COLUMNS].reset_index(drop=True)
+    table = pd.concat([known, answer(classifier, images)], axis=1)
     if len(classifier.classes) == 2:
-        table["probability"] = table.pop(f"probability_{classifier.classes[1]}")
-        table = table.drop(columns=f"probability_{classifier.classes[0]}")
+        benign, malignant = (f"probability_{name}" for name in classifier.classes)
+        table = table.drop(columns=benign).rename(columns={malignant: "probability"})
     return table

@@ -9,20 +9,26 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sgc_experiments import figures
-from sgc_experiments.classifier import Classifier
+from sgc_experiments.classifier import Classifier, ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig, parse, resolve_defaults
-from sgc_experiments.evaluation import evaluation_report, headline
+from sgc_experiments.evaluation import choose_thresholds, evaluation_report, headline
 from sgc_experiments.experiments.datasets import Data, load_data, log_data
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.scoring import answer, prediction_table
 from sgc_experiments.tracking import TrackedRun, start_run
-from sgc_experiments.training import gpu_available
+from sgc_experiments.training_settings import choose_device
+
+SAMPLES_PER_CLASS = 6
+EXAMPLES = 2
+VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +44,7 @@ def train(config: TrainConfig) -> None:
     Raises:
         UserError: the data or a parameter does not allow it; the run is FAILED with the reason.
     """
-    gpu = gpu_available(config.device)
+    gpu = choose_device(config.device).type == "cuda"
     config = resolve_defaults(config, gpu=gpu)
     name = f"{config.model}-{config.dataset}-{config.input}{config.image_size}-seed{config.seed}"
     tags = {"entry_point": "train", "model": config.model, "dataset": config.dataset}
@@ -50,8 +56,8 @@ def train(config: TrainConfig) -> None:
         log_data(run, data)
         classifier = build_classifier(config, data.dataset.classes)
         fit(run, config, data, classifier)
-        report = evaluate(run, config, data, classifier)
-        publish(run, config, data, classifier, report)
+        evaluation = evaluate(run, config, data, classifier)
+        publish(run, config, data, classifier, evaluation)
 
 
 def _announce(config: TrainConfig, gpu: bool) -> None:
@@ -61,7 +67,7 @@ def _announce(config: TrainConfig, gpu: bool) -> None:
     )  # fmt: skip
     if config.input == "whole" and not gpu and config.image_size < 384:
         logger.info(
-            "No GPU: image_size=%d instead of the paper's 384; pass -P image_size=384 to change it.",
+            "No GPU: image_size=%d, not the paper's 384; -P image_size=384 changes it.",
             config.image_size,
         )
 
@@ -99,14 +105,22 @@ def _fingerprint(config: TrainConfig, data: Data) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+class Evaluation(NamedTuple):
+    """What was measured on validation and test.
+
+    Attributes:
+        report: the test images' table of ``evaluation.evaluation_report``.
+        metrics: the logged scalars, ``val_*`` and ``test_*``.
+    """
+
+    report: pd.DataFrame
+    metrics: dict[str, float]
+
+
 def evaluate(
     run: TrackedRun, config: TrainConfig, data: Data, classifier: Classifier
-) -> pd.DataFrame:
-    """Predict validation and test, and log tables, metrics and figures.
-
-    Returns:
-        The report of the test images (see ``evaluation.evaluation_report``).
-    """
+) -> Evaluation:
+    """Predict validation and test, and log tables, metrics and figures."""
     tables = {}
     for subset in ("validation", "test"):
         images = data.image_set(subset).images
@@ -121,7 +135,89 @@ def evaluate(
     }
     report = evaluation_report(validation, test, **options)
     run.log_table(report, "test_metrics")
-    run.log_metrics(headline(report, "test"))
-    run.log_metrics(headline(evaluation_report(validation, validation, **options), "val"))
+    metrics = headline(report, "test")
+    metrics |= headline(evaluation_report(validation, validation, **options), "val")
+    run.log_metrics(metrics)
     _log_figures(run, config, data, classifier, validation, test)
-    return report
+    return Evaluation(report, metrics)
+
+
+def _log_figures(
+    run: TrackedRun,
+    config: TrainConfig,
+    data: Data,
+    classifier: Classifier,
+    validation: pd.DataFrame,
+    test: pd.DataFrame,
+) -> None:
+    options = {"n_bootstrap": config.bootstrap, "seed": config.seed}
+    named = {config.model: test}
+    threshold = choose_thresholds(validation["label"], validation["probability"])["balanced"]
+    decided = (test["probability"] >= threshold).astype(int)
+    run.log_figure(figures.roc(named, **options), "roc")
+    run.log_figure(figures.precision_recall(named, **options), "precision_recall")
+    run.log_figure(figures.reliability(named, **options), "reliability")
+    run.log_figure(figures.confusion(test["label"], decided, data.dataset.classes), "confusion")
+    run.log_figure(figures.log_odds_histogram(test, data.dataset.classes), "log_odds")
+    if isinstance(classifier, ScoreBasedClassifier):
+        run.log_figure(_sample_sheet(data, classifier, config.seed), "samples")
+
+
+def _sample_sheet(data: Data, classifier: ScoreBasedClassifier, seed: int) -> Figure:
+    """Training images beside as many generated ones of each class."""
+    train_images, labels = data.image_set("train")
+    generated = [
+        classifier.sample(label, SAMPLES_PER_CLASS, seed=seed)
+        for label in range(len(data.dataset.classes))
+    ]
+    return figures.sample_sheet(
+        train_images,
+        labels,
+        np.concatenate(generated),
+        np.repeat(np.arange(len(generated)), SAMPLES_PER_CLASS),
+        data.dataset.classes,
+        per_class=SAMPLES_PER_CLASS,
+    )
+
+
+def publish(
+    run: TrackedRun,
+    config: TrainConfig,
+    data: Data,
+    classifier: Classifier,
+    evaluation: Evaluation,
+) -> None:
+    """Log the model, describe the run, and register the model."""
+    report = evaluation.report
+    whole = report[(report["level"] == "image") & (report["group"] == "all")]
+    facts = {
+        "dataset": config.dataset,
+        "image_size": config.image_size,
+        "preprocessing": data.dataset.preprocessing,
+        "split_digest": data.split.digest,
+        "data_digest": data.dataset.digest,
+    }
+    examples = data.image_set("test").images[:EXAMPLES]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "classifier"
+        classifier.save(folder)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        uri = run.log_classifier(
+            folder,
+            example=(examples / 65535).astype(np.float32),
+            answer=answer(classifier, examples),
+            metadata=facts,
+        )
+    card = model_card(config, data, whole)
+    run.describe(card)
+    logger.info("%s", "\n".join(metric_table(whole)))
+    if config.register_model:
+        tags = {
+            "dataset": config.dataset,
+            "split_digest": data.split.digest,
+            "data_digest": data.dataset.digest,
+            "n_train_patients": data.n_patients("train"),
+            "seed": config.seed,
+        } | {name: evaluation.metrics[name] for name in VERSION_METRICS}
+        version = run.register(uri, f"{config.model}-{config.dataset}", tags=tags, description=card)
+        logger.info("registered %s-%s, version %s", config.model, config.dataset, version)
