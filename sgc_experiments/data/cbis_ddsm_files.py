@@ -72,7 +72,14 @@ def find_files(root: Path) -> ReleaseFiles:
     """
     files = ReleaseFiles()
     images: dict[str, set[Path]] = {}
-    for directory, _, names in os.walk(root):
+    walked: set[str] = set()
+    for directory, below, names in os.walk(root, followlinks=True):
+        # Releases are often linked into place, and links may form a circle.
+        real = os.path.realpath(directory)
+        if real in walked:
+            below.clear()
+            continue
+        walked.add(real)
         here = Path(directory)
         for name in names:
             if name.lower().endswith(".csv") and not name.startswith("."):

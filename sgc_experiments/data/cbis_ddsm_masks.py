@@ -30,7 +30,7 @@ from sgc_experiments.data.dicom import read_bytes, read_stored
 from sgc_experiments.data.dicom_header import MAX_SIDE, silenced
 from sgc_experiments.data.pixel_data import decode_jpeg_file
 from sgc_experiments.data.rejection import Reason, RejectedFile
-from sgc_experiments.data.schema import Box
+from sgc_experiments.data.preprocess import Box
 
 JPEG_START = b"\xff\xd8"
 HEAD_BYTES = 1 << 16  # a JPEG's size stands near its beginning
