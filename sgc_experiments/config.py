@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sgc_experiments.errors import UserError
@@ -40,8 +40,8 @@ Channels = Annotated[
 ]
 
 
-class DataConfig(BaseSettings):
-    """Which images, how they are prepared, and who is in which subset."""
+class Config(BaseSettings):
+    """What every entry point's configuration shares."""
 
     model_config = SettingsConfigDict(
         env_prefix="SGC_",
@@ -50,6 +50,10 @@ class DataConfig(BaseSettings):
         protected_namespaces=(),
     )
     entry_point: ClassVar[str]
+
+
+class DataConfig(Config):
+    """Which images, how they are prepared, and who is in which subset."""
 
     dataset: Dataset = Field("phantom", description="the dataset; the phantom needs no download")
     data_dir: Path | None = Field(
@@ -171,7 +175,31 @@ class TrainConfig(DataConfig):
         return self
 
 
-ConfigT = TypeVar("ConfigT", bound=DataConfig)
+class PhantomConfig(Config):
+    """Write synthetic mammograms in the layout of a real dataset."""
+
+    entry_point: ClassVar[str] = "phantom"
+
+    out: Path = Field(description="the folder to write; it must not exist yet")
+    layout: Literal["inbreast", "cbis_ddsm", "vindr_mammo"] = Field(
+        "inbreast", description="whose files to imitate"
+    )
+    style: Literal["classic", "descriptive", "nbia", "newer", "kaggle_jpeg"] = Field(
+        "classic", description="which of CBIS-DDSM's folder layouts"
+    )
+    syntax: Literal["native", "rle", "jpegls", "j2k"] = Field(
+        "native", description="the DICOM transfer syntax"
+    )
+    patients: int = Field(40, ge=1, le=20000, description="the number of patients")
+    seed: int = Field(0, ge=0, lt=2**31, description="the seed; same seed, same bytes")
+    difficulty: Literal["standard", "hard"] = Field(
+        "standard", description="how visible the signs of malignancy are"
+    )
+    workers: int = Field(0, ge=0, le=256, description="processes that render (0: all cores)")
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+DataConfigT = TypeVar("DataConfigT", bound=DataConfig)
 
 
 def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
@@ -187,7 +215,7 @@ def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
     try:
         return config_class(**given)
     except ValidationError as error:
-        raise UserError(_explain(config_class, error)) from None
+        raise UserError(_explain(config_class, error, given)) from None
 
 
 def _read_arguments(config_class: type[ConfigT], arguments: Sequence[str]) -> dict[str, str]:
@@ -217,6 +245,8 @@ def _read_arguments(config_class: type[ConfigT], arguments: Sequence[str]) -> di
 
 
 def _default_text(default: object) -> str:
+    if default is PydanticUndefined:
+        return "required"
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return "none" if default is None else str(default)
@@ -252,7 +282,7 @@ def _check_names(config_class: type[ConfigT], names: Sequence[str], where: str) 
         )
 
 
-def _explain(config_class: type[ConfigT], error: ValidationError) -> str:
+def _explain(config_class: type[ConfigT], error: ValidationError, named: Container[str]) -> str:
     """One sentence per wrong parameter, without the validation library's own vocabulary."""
     reasons: dict[str, list[str]] = {}
     given: dict[str, object] = {}
@@ -267,6 +297,9 @@ def _explain(config_class: type[ConfigT], error: ValidationError) -> str:
             sentences += [f"{text}." for text in texts]
             continue
         field = config_class.model_fields[name]
+        if field.is_required() and name not in named:
+            sentences.append(f"{name} is missing: give {name}={field.description}.")
+            continue
         choices = " or ".join(text.removeprefix("should be ") for text in texts)
         sentences.append(
             f"{name}={given[name]} is not valid: it should be {choices} "
@@ -275,7 +308,7 @@ def _explain(config_class: type[ConfigT], error: ValidationError) -> str:
     return "\n".join(sentences)
 
 
-def resolve_defaults(config: ConfigT, *, gpu: bool) -> ConfigT:
+def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
     """Replace ``auto`` by what suits the dataset and the device."""
     changes: dict[str, Any] = {
         "cache_dir": config.cache_dir.expanduser().absolute(),
