@@ -107,7 +107,7 @@ class LearningCurves:
                     "high": high,
                     "p": p_value(difference, samples, n_patients=self.n_patients),
                 })  # fmt: skip
-        columns = "model reference size metric difference low high p".split()
+        columns = ["model", "reference", "size", "metric", "difference", "low", "high", "p"]
         table = pd.DataFrame(rows, columns=columns)
         return table.assign(p_holm=holm(table["p"].to_numpy(dtype=np.float64)))
 
@@ -116,8 +116,8 @@ class LearningCurves:
 
         Returns:
             `model`, `target`, `size`, `low`, `high`, `reached`: "within" the sizes tried, "at most"
-            (the smallest already does; its size is given) or "never" (size is infinite). A limit
-            that is infinite says that the sizes tried do not bound it.
+            (the smallest already does; its size is given) or "never" (size is infinite). An upper
+            limit that is infinite says that the sizes tried do not bound it.
         """
         rows = []
         for m, model in enumerate(self.models):
@@ -125,6 +125,7 @@ class LearningCurves:
             size = _first_reaching(sizes, values[None], np.array([target]))[0]
             drawn = _first_reaching(sizes, samples.T, np.full(samples.shape[1], target))
             low, high = _limits(drawn)
+            low = min(low, sizes[-1])
             reached = "never" if np.isinf(size) else "at most" if size == sizes[0] else "within"
             rows.append((model, target, size, low, high, reached))
         columns = ["model", "target", "size", "low", "high", "reached"]
@@ -153,6 +154,7 @@ class LearningCurves:
                 needed = _first_reaching(sizes, values[None], np.array([target]))[0]
                 bound = "at least" if np.isinf(needed) else "at most" if needed == sizes[0] else ""
                 low, high = _limits(_first_reaching(sizes, samples.T, drawn) / size)
+                low = min(low, sizes[-1] / size)
                 factor = min(needed, sizes[-1]) / size
                 rows.append((model, reference, size, target, factor, low, high, bound))
         columns = ["model", "reference", "size", "target", "factor", "low", "high", "bound"]

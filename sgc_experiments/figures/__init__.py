@@ -1,0 +1,33 @@
+"""Every figure that the experiments show: pure functions from tables and arrays to a `Figure`.
+
+Accuracy (`roc`, `precision_recall`, `reliability`, `confusion`, `log_odds_histogram`), images
+(`sample_sheet`, `explanation_sheet`), studies (`training_curves`, `learning_curves`, `forest`,
+`cost`). `save_png` writes one to a file.
+"""
+
+from sgc_experiments.figures.accuracy import (
+    confusion,
+    log_odds_histogram,
+    precision_recall,
+    reliability,
+    roc,
+)
+from sgc_experiments.figures.images import Explanation, explanation_sheet, sample_sheet
+from sgc_experiments.figures.studies import cost, forest, learning_curves, training_curves
+from sgc_experiments.figures.style import save_png
+
+__all__ = [
+    "Explanation",
+    "confusion",
+    "cost",
+    "explanation_sheet",
+    "forest",
+    "learning_curves",
+    "log_odds_histogram",
+    "precision_recall",
+    "reliability",
+    "roc",
+    "sample_sheet",
+    "save_png",
+    "training_curves",
+]
