@@ -2,8 +2,6 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests and runs behave the same whatever the caller has set up for MLflow.
-unexport MLFLOW_RUN_ID
 .DEFAULT_GOAL := help
 
 .PHONY: help env train test soak lint format ui clean

@@ -1,0 +1,94 @@
+"""Real runs for the tests: a real MLflow store, real projects, small phantoms."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A phantom and a budget that exercise every part in seconds; no accuracy is asked of them.
+SMALL = {
+    "phantom_patients": "40",
+    "image_size": "32",
+    "budget": "steps:60",
+    "validate_every": "30",
+    "bootstrap": "200",
+    "workers": "2",
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with an MLflow store of its own, and the suite's cache."""
+
+    folder: Path
+    cache: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.tracking_uri)
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "SGC_"))},
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "SGC_CACHE_DIR": str(self.cache),
+            # Whatever `mlflow run` starts must find the interpreter that runs the tests.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def module(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`python -m sgc_experiments ...` in this workspace."""
+        return self._run([sys.executable, "-m", "sgc_experiments", *arguments], variables)
+
+    def project(self, entry_point: str, **parameters: str) -> subprocess.CompletedProcess[str]:
+        """`mlflow run . -e ENTRY_POINT --env-manager local -P ...` in this workspace."""
+        pairs = [part for k, v in parameters.items() for part in ("-P", f"{k}={v}")]
+        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point]
+        return self._run([*command, "--env-manager", "local", *pairs], {})
+
+    def _run(self, command, variables) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment() | variables,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        """All runs of the default experiment, newest first."""
+        return self.client.search_runs(["0"], order_by=["attributes.start_time DESC"])
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """One cache for the whole session, so that a phantom is rendered once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def workspace(tmp_path, cache) -> Workspace:
+    return Workspace(tmp_path, cache)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, cache) -> Workspace:
+    """A workspace in which the main job ran twice with the same seed, through `mlflow run`."""
+    workspace = Workspace(tmp_path_factory.mktemp("finished"), cache)
+    for _ in range(2):
+        done = workspace.project("train", **SMALL)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return workspace
