@@ -1,1 +1,193 @@
-"""Datasets: the only part of the package that knows file formats."""
+"""Datasets: the only part of the package that knows file formats.
+
+`load_dataset` leads from a release on disk to checked, decoded, prepared images. On the way it is
+read (`inbreast`, `cbis_ddsm`, `vindr_mammo`) into an image table (`schema`), every file is decoded
+in a process that may die (`decode_pool`, `dicom`), prepared (`preprocess`) and cached (`cache`).
+Nothing is dropped silently: whatever is left out stands in the quarantine with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgc_experiments.errors import UserError
+
+# Workers import this package for every decode process, and the command line for its --help:
+# pandas, pydicom and OpenCV are imported when a dataset is loaded.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+CLASSES = ("benign", "malignant")
+"""Names of the labels 0 and 1."""
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images ready for a model, and where they come from.
+
+    Attributes:
+        name: of the dataset.
+        table: the image table, usable images only; row i belongs to `images[i]`.
+        images: (N, S, S) uint16, memory-mapped; 0 is background, 65535 full brightness.
+        boxes: (N, 4) float32, the lesion box in pixels of `images`; NaN where there is none.
+        classes: names of the labels.
+        quarantine: columns image_id, reason: every image that was left out, and why.
+        digest: SHA-256 over the content of the source files, the table and the settings.
+        preprocessing: the resolved settings, JSON-able.
+    """
+
+    name: str
+    table: pd.DataFrame
+    images: np.ndarray
+    boxes: np.ndarray
+    classes: tuple[str, ...]
+    quarantine: pd.DataFrame
+    digest: str
+    preprocessing: dict[str, Any]
+
+
+def _reader(module: str) -> Callable[..., pd.DataFrame]:
+    def read_table(data_dir: Path, **options: Any) -> pd.DataFrame:
+        return importlib.import_module(f"sgc_experiments.data.{module}").read_table(
+            data_dir, **options
+        )
+
+    return read_table
+
+
+READERS: dict[str, Callable[..., pd.DataFrame]] = {
+    "phantom": _reader("inbreast"),  # generated as an INbreast release
+    "inbreast": _reader("inbreast"),
+    "cbis_ddsm": _reader("cbis_ddsm"),
+    "vindr_mammo": _reader("vindr_mammo"),
+}
+"""From a folder (and the reader's own options) to a checked image table, by dataset."""
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | None,
+    cache_dir: Path,
+    input: str,
+    image_size: int,
+    clahe: bool = False,
+    workers: int = 0,
+    reader_options: dict[str, Any] | None = None,
+    phantom: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> ImageDataset:
+    """Read, check, prepare and cache a dataset.
+
+    Args:
+        name: a key of `READERS`.
+        data_dir: where the release lies; not used for the phantom.
+        cache_dir: for prepared images and the phantom.
+        input: "whole" (the breast) or "roi" (a crop around the lesion; images without one are
+            left out).
+        image_size: side S of the images in pixels.
+        clahe: whether to equalise contrast locally.
+        workers: processes, 0 for one per core; results do not depend on it.
+        reader_options: keyword arguments of the reader.
+        phantom: patients, seed and difficulty of the phantom.
+        progress: whether to show bars.
+
+    Raises:
+        UserError: no such dataset or folder, a table that contradicts its files, no usable image,
+            or images of one class only.
+    """
+    from sgc_experiments.data.cache import open_cache
+    from sgc_experiments.data.preprocess import PreprocessSettings
+    from sgc_experiments.data.schema import check_table, get_quarantine
+
+    if name not in READERS:
+        raise UserError(f"dataset={name!r} is unknown; choose one of {', '.join(READERS)}.")
+    if name == "phantom":
+        root = _generate_phantom(cache_dir, workers, progress, **(phantom or {}))
+    elif data_dir is None or not data_dir.is_dir():
+        raise UserError(
+            f"dataset={name} needs a folder, but data_dir={data_dir} is none; point data_dir to the"
+            " release, or use dataset=phantom, which needs nothing."
+        )
+    else:
+        root = data_dir
+    table = READERS[name](root, **(reader_options or {}))
+    quarantine = get_quarantine(table)
+    table = check_table(table, f"dataset {name}")
+    settings = PreprocessSettings(input=input, image_size=image_size, clahe=clahe)
+    if input == "roi":
+        table = _with_lesions(table, quarantine)
+
+    cached = open_cache(
+        table, settings, root=root, cache_dir=cache_dir, workers=workers, progress=progress
+    )
+    quarantine |= cached.rejected
+    table = table[table["image_id"].isin(cached.sources)].reset_index(drop=True)
+    _require_usable(name, table, quarantine)
+    return ImageDataset(
+        name=name,
+        table=table,
+        images=cached.images,
+        boxes=cached.boxes,
+        classes=CLASSES,
+        quarantine=_quarantine_table(quarantine),
+        digest=_digest(table, cached.sources, quarantine, settings.as_dict()),
+        preprocessing=settings.as_dict(),
+    )
+
+
+def _generate_phantom(cache_dir: Path, workers: int, progress: bool, **parameters: Any) -> Path:
+    """Write the phantom on first use; the folder's name says what is in it."""
+    from sgc_experiments.data.phantom.inbreast_layout import write_inbreast
+
+    name = "-".join(f"{key}_{value}" for key, value in sorted(parameters.items()))
+    folder = cache_dir / "phantom" / f"inbreast-{name}"
+    return write_inbreast(folder, workers=workers, progress=progress, **parameters)
+
+
+def _with_lesions(table: pd.DataFrame, quarantine: dict[str, str]) -> pd.DataFrame:
+    """Return the images with a lesion; note the others in the quarantine."""
+    from sgc_experiments.data.rejection import Reason
+
+    annotated = table["lesions"].map(len) > 0
+    quarantine |= dict.fromkeys(table.loc[~annotated, "image_id"], str(Reason.NO_LESION))
+    return table[annotated].reset_index(drop=True)
+
+
+def _require_usable(name: str, table: pd.DataFrame, quarantine: dict[str, str]) -> None:
+    present = sorted(set(table["label"]))
+    if len(present) == len(CLASSES):
+        return
+    counts = _quarantine_table(quarantine)["reason"].value_counts()
+    left_out = "; ".join(f"{count} × {reason}" for reason, count in counts.items()) or "none"
+    found = f"only {CLASSES[present[0]]} images" if present else "no usable image"
+    raise UserError(
+        f"dataset={name} has {found}, where both classes are needed (left out: {left_out});"
+        " check that the release is complete."
+    )
+
+
+def _quarantine_table(quarantine: dict[str, str]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = sorted((image_id, str(reason)) for image_id, reason in quarantine.items())
+    return pd.DataFrame(rows, columns=["image_id", "reason"])
+
+
+def _digest(
+    table: pd.DataFrame,
+    sources: dict[str, str],
+    quarantine: dict[str, str],
+    preprocessing: dict[str, Any],
+) -> str:
+    """Hash what a result depends on: files, table and settings, but not where the files lie."""
+    facts = table.drop(columns="path").assign(source=table["image_id"].map(sources))
+    content = [facts.to_dict("records"), sorted(quarantine.items()), preprocessing]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,41 @@
+"""One file → one prepared image: what a decode worker is asked to do.
+
+Imports neither pandas nor torch, so that workers start quickly.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from sgc_experiments.data.dicom import read_image
+from sgc_experiments.data.preprocess import Box, PreprocessSettings, preprocess
+
+
+class PrepareTask(NamedTuple):
+    """A file, the lesion that stands for it, and what to make of it."""
+
+    path: str
+    lesion: Box | None
+    settings: PreprocessSettings
+
+
+class PreparedImage(NamedTuple):
+    """(S, S) uint16, the lesion box (4,) in its pixels, and the SHA-256 of the file."""
+
+    pixels: np.ndarray
+    box: np.ndarray
+    sha256: str
+
+
+def prepare_file(task: PrepareTask) -> PreparedImage:
+    """Read and prepare one file.
+
+    Raises:
+        RejectedFile: with the reason.
+    """
+    cv2.setNumThreads(1)  # there is a worker per core already
+    image, sha256 = read_image(Path(task.path))
+    pixels, box = preprocess(image, task.lesion, task.settings)
+    return PreparedImage(pixels, box, sha256)
