@@ -71,6 +71,7 @@ def read_table(
     on_leak: OnLeak = "drop_test",
     cache_dir: Path | None = None,
     workers: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Read a CBIS-DDSM release below `data_dir` into the image table (`schema.COLUMNS`).
 
@@ -81,6 +82,7 @@ def read_table(
             training images, or refused.
         cache_dir: where the boxes found in masks are kept for the next reading; None keeps none.
         workers: processes that decode masks; 0 takes one per core.
+        progress: whether to show a bar while masks are decoded.
 
     Raises:
         UserError: no release there; tables that contradict the files or each other, all of it
@@ -105,7 +107,9 @@ def read_table(
         views.setdefault(row.view, []).append(row)
     subsets = _official_split(views, on_leak)
     views = {view: views[view] for view in subsets}
-    boxes = _boxes(views, cache_dir, workers)
+    boxes = lesion_boxes(_masks(views), cache_dir=cache_dir, workers=workers, progress=progress)
+    if without := sum(mask not in boxes for mask in _masks(views)):
+        log.warning("CBIS-DDSM: %d lesions have no readable mask", without)
     table = pd.DataFrame(
         [_image_row(view, views[view], subset, boxes) for view, subset in subsets.items()],
         columns=list(COLUMNS),
@@ -238,27 +242,16 @@ def _official_split(views: dict[View, list[Abnormal]], on_leak: OnLeak) -> dict[
     return split
 
 
-def _boxes(
-    views: dict[View, list[Abnormal]], cache_dir: Path | None, workers: int
-) -> dict[LesionMask, Box]:
-    """The lesion box of every abnormality that has a readable mask; the others are counted."""
-    masks = [
-        LesionMask(_image_file(rows), row.candidates) for rows in views.values() for row in rows
+def _masks(views: dict[View, list[Abnormal]]) -> list[LesionMask]:
+    """What the lesion box of every abnormality is to be read from."""
+    return [
+        LesionMask(_gravest(rows).image, row.candidates) for rows in views.values() for row in rows
     ]
-    boxes = lesion_boxes(masks, cache_dir=cache_dir, workers=workers)
-    if without := sum(mask not in boxes for mask in masks):
-        log.warning("CBIS-DDSM: %d of %d lesions have no readable mask", without, len(masks))
-    return boxes
 
 
 def _gravest(rows: list[Abnormal]) -> Abnormal:
-    """The row whose pathology stands for the view; the file order decides between equals."""
+    """The row that stands for a view, which may be stored twice; file order decides ties."""
     return min(rows, key=lambda row: (PATHOLOGIES.index(row.pathology), row.image))
-
-
-def _image_file(rows: list[Abnormal]) -> Path:
-    """The file that stands for a view which may be stored twice."""
-    return _gravest(rows).image
 
 
 def _image_row(

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +29,10 @@ from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.dicom import read_bytes, read_stored
 from sgc_experiments.data.dicom_header import MAX_SIDE, silenced
 from sgc_experiments.data.pixel_data import decode_jpeg_file
-from sgc_experiments.data.rejection import Reason, RejectedFile
 from sgc_experiments.data.preprocess import Box
+from sgc_experiments.data.rejection import Reason, RejectedFile
+
+log = logging.getLogger("sgc_experiments.data")
 
 JPEG_START = b"\xff\xd8"
 HEAD_BYTES = 1 << 16  # a JPEG's size stands near its beginning
@@ -46,7 +48,7 @@ class LesionMask(NamedTuple):
 
 
 def lesion_boxes(
-    lesions: Iterable[LesionMask], *, cache_dir: Path | None, workers: int
+    lesions: Iterable[LesionMask], *, cache_dir: Path | None, workers: int, progress: bool
 ) -> dict[LesionMask, Box]:
     """The box of every lesion that has a readable, non-empty mask, in pixels of its image.
 
@@ -54,11 +56,13 @@ def lesion_boxes(
         lesions: what to look for.
         cache_dir: where known boxes are kept, by file name, size and time; None keeps none.
         workers: decoding processes; 0 takes one per core.
+        progress: whether to show a bar.
     """
     keys = {lesion: _cache_key(lesion) for lesion in lesions if lesion.candidates}
     boxes = _load(cache_dir)
     unknown = [lesion for lesion, key in keys.items() if key not in boxes]
-    for position, box in run_isolated(find_box, unknown, workers=workers, progress="lesion masks"):
+    title = "lesion masks" if progress else None
+    for position, box in run_isolated(find_box, unknown, workers=workers, progress=title):
         # A rejection may be this machine's (memory, time), so it is not remembered.
         if not isinstance(box, RejectedFile):
             boxes[keys[unknown[position]]] = box
@@ -155,7 +159,7 @@ def _load(cache_dir: Path | None) -> dict[str, Box | None]:
     if cache_dir is None:
         return {}
     try:
-        stored = json.loads((Path(cache_dir) / CACHE_NAME).read_text())
+        stored = json.loads((cache_dir / CACHE_NAME).read_text())
         return {key: box and tuple(map(float, box)) for key, box in stored.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
@@ -163,8 +167,11 @@ def _load(cache_dir: Path | None) -> dict[str, Box | None]:
 
 def _save(boxes: dict[str, Box | None], cache_dir: Path) -> None:
     """Replace the cache file in one step, so that no other process reads half of it."""
-    cache_dir = Path(cache_dir)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=cache_dir, suffix=".json", delete=False) as file:
-        json.dump(boxes, file)
-    os.replace(file.name, cache_dir / CACHE_NAME)
+    partial = cache_dir / f".{CACHE_NAME}-{os.getpid()}"
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(boxes))
+        partial.replace(partial.with_name(CACHE_NAME))
+    except OSError:
+        partial.unlink(missing_ok=True)
+        log.warning("CBIS-DDSM: the cache folder cannot be written; lesion boxes are not kept")

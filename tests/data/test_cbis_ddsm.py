@@ -306,7 +306,7 @@ def test_a_broken_mask_costs_its_own_lesion_only_and_is_counted(release, caplog)
     table = read(release)
     assert table.loc[image_id(1)].lesions == ()
     assert table.loc[image_id(2)].lesions == (tuple(map(float, BOX)),)
-    assert "4 of 5 lesions have no readable mask" in caplog.text  # three have none at all
+    assert "4 lesions have no readable mask" in caplog.text  # three have none at all
 
 
 def test_missing_values_and_density_zero(release):
