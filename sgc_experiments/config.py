@@ -56,9 +56,7 @@ class DataConfig(Config):
     """Which images, how they are prepared, and who is in which subset."""
 
     dataset: Dataset = Field("phantom", description="the dataset; the phantom needs no download")
-    data_dir: Path | None = Field(
-        None, description="the folder that holds the dataset (default: data/ in the current folder)"
-    )
+    data_dir: Path = Field(Path("data"), description="the folder that holds the dataset")
     cache_dir: Path = Field(
         Path("~/.cache/sgc_experiments"),
         description="the folder for prepared images, the phantom and checkpoints",
@@ -312,7 +310,7 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
     """Replace ``auto`` by what suits the dataset and the device."""
     changes: dict[str, Any] = {
         "cache_dir": config.cache_dir.expanduser().absolute(),
-        "data_dir": config.data_dir.expanduser().absolute() if config.data_dir else None,
+        "data_dir": config.data_dir.expanduser().absolute(),
     }
     if config.input == AUTO:
         changes["input"] = "roi" if config.dataset == "phantom" else "whole"

@@ -88,7 +88,8 @@ def load_dataset(
 
     Args:
         name: a key of `READERS`.
-        data_dir: where the release lies; not used for the phantom.
+        data_dir: where the release lies, `data` in the current folder by default; not used for the
+            phantom.
         cache_dir: for prepared images and the phantom.
         input: "whole" (the breast) or "roi" (a crop around the lesion; images without one are
             left out).
@@ -111,13 +112,8 @@ def load_dataset(
         raise UserError(f"dataset={name!r} is unknown; choose one of {', '.join(READERS)}.")
     if name == "phantom":
         root = _generate_phantom(cache_dir, workers, progress, **(phantom or {}))
-    elif data_dir is None or not data_dir.is_dir():
-        raise UserError(
-            f"dataset={name} needs a folder, but data_dir={data_dir} is none; point data_dir to the"
-            " release, or use dataset=phantom, which needs nothing."
-        )
     else:
-        root = data_dir
+        root = data_dir or Path("data")
     table = READERS[name](root, **(reader_options or {}))
     quarantine = get_quarantine(table)
     table = check_table(table, f"dataset {name}")
