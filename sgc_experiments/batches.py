@@ -1,0 +1,66 @@
+"""Images in memory, and the order in which training sees them."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageSet(NamedTuple):
+    """Images and their labels; row i of both is one image.
+
+    Attributes:
+        images: uint16 (N, S, S), 0 is background; may be memory-mapped.
+        labels: int64 (N,), from 0; −1 is an image without a label.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def to_model_range(images: np.ndarray) -> Tensor:
+    """uint16 (N, S, S) to float32 (N, 1, S, S) in [−1, 1]."""
+    return torch.from_numpy(np.asarray(images, dtype=np.float32)).unsqueeze(1) / 32767.5 - 1
+
+
+def stream_seed(seed: int, purpose: str, index: int) -> int:
+    """A seed for one purpose at one step or epoch, unrelated to all others."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class BatchOrder:
+    """The infinite sequence of training images, cut into batches.
+
+    An epoch is a permutation of all images; or, balanced, as many draws in which every class
+    (images without a label being one more) has an equal share, each running through permutations
+    of its own.
+    """
+
+    def __init__(self, labels: np.ndarray, *, batch_size: int, balanced: bool, seed: int) -> None:
+        self.groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        if not balanced:
+            self.groups = [np.arange(len(labels))]
+        self.batch_size, self.seed = batch_size, seed
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of batch `step`, int64 (batch_size,)."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        turns, places = positions % len(self.groups), positions // len(self.groups)
+        indices = np.empty(self.batch_size, dtype=np.int64)
+        for turn, group in enumerate(self.groups):
+            mine = turns == turn
+            epochs, offsets = np.divmod(places[mine], len(group))
+            orders = {epoch: self._permutation(turn, epoch) for epoch in np.unique(epochs)}
+            indices[mine] = [
+                group[orders[epoch][offset]] for epoch, offset in zip(epochs, offsets, strict=True)
+            ]
+        # Mixed, lest a stratified λ go with a class.
+        mix = np.random.default_rng(stream_seed(self.seed, "mix", step))
+        return mix.permutation(indices)
+
+    def _permutation(self, group: int, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng(stream_seed(self.seed, f"order {group}", epoch))
+        return generator.permutation(len(self.groups[group]))

@@ -1,0 +1,213 @@
+"""Denoising score matching, weighted over noise levels, and its hybrid with classification.
+
+    L = ∫ w(λ) E ‖ε − ε̂(αx + σε, λ, c)‖² / D dλ,        ∫ w dλ = 1 over [λmin, λmax],
+
+with w in proportion to
+
+    "elbo":     1, so that L is a bound of −log p(x|c) up to scale and constants;
+    "simple":   −dt/dλ, the SDE's own time drawn uniformly (Ho et al., arXiv:2006.11239);
+    "min_snr":  the same times min(1, γ e^{−λ}) (Hang et al., arXiv:2303.09556);
+    "sigmoid":  sigmoid(b − λ) (Kingma & Gao, arXiv:2303.00848).
+
+How λ is sampled never changes L: every sample is divided by its density. It may be "uniform",
+"stratified" over the batch, or "importance", from a density that follows √E loss² as it is seen.
+
+The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖²), the class
+posterior that a single draw of noise, shared by the classes, would give.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sgc_experiments.batches import to_model_range
+from sgc_experiments.likelihood import log_odds_from_errors, make_draws, squared_errors
+from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
+from sgc_experiments.score_network import ScoreNetwork, alpha_sigma
+from sgc_experiments.sde import SDE
+
+WEIGHTINGS = ("elbo", "simple", "min_snr", "sigmoid")
+_BINS = 32  # of the importance-sampling density
+_MEMORY = 0.99  # of the running mean of the squared loss per bin
+_FLOOR = 0.1  # share of the importance-sampling density that stays uniform
+_VALIDATION_DRAWS = 8
+
+
+class DenoisingScoreMatching(nn.Module):
+    """Training objective of a `ScoreNetwork`; holds no parameters, only running statistics.
+
+    Args:
+        sde: Decides the base density of "simple" and "min_snr".
+        log_snr_min: Lower end of the noise levels trained on.
+        log_snr_max: Upper end.
+        weighting: One of `WEIGHTINGS`.
+        log_snr_sampling: One of `noise_levels.SAMPLINGS`.
+        min_snr_gamma: γ of "min_snr".
+        sigmoid_bias: b of "sigmoid".
+        hybrid_weight: h; 0 leaves the cross-entropy out.
+        label_dropout: Share of labels replaced by the null class.
+
+    Raises:
+        ValueError: A parameter is out of range; the message names it.
+    """
+
+    monitor = "validation_loss"
+
+    def __init__(
+        self,
+        sde: SDE,
+        *,
+        log_snr_min: float,
+        log_snr_max: float,
+        weighting: str = "elbo",
+        log_snr_sampling: str = "stratified",
+        min_snr_gamma: float = 5.0,
+        sigmoid_bias: float = 2.0,
+        hybrid_weight: float = 0.0,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not -math.inf < log_snr_min < log_snr_max < math.inf:
+            raise ValueError(
+                f"log_snr_min must be below log_snr_max, not {log_snr_min} and {log_snr_max}"
+            )
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+        if log_snr_sampling not in SAMPLINGS:
+            raise ValueError(
+                f"log_snr_sampling must be one of {', '.join(SAMPLINGS)}, not {log_snr_sampling!r}"
+            )
+        if not min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma must be positive, not {min_snr_gamma}")
+        if not hybrid_weight >= 0:
+            raise ValueError(f"hybrid_weight must not be negative, not {hybrid_weight}")
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), not {label_dropout}")
+        self.sde = sde
+        self.low, self.high = float(log_snr_min), float(log_snr_max)
+        self.weighting, self.log_snr_sampling = weighting, log_snr_sampling
+        self.min_snr_gamma, self.sigmoid_bias = min_snr_gamma, sigmoid_bias
+        self.hybrid_weight, self.label_dropout = hybrid_weight, label_dropout
+        grid = torch.linspace(self.low, self.high, 2001, dtype=torch.float64)
+        self._normaliser = float(torch.trapezoid(self._unnormalised_weight(grid), grid))
+        self.register_buffer("squared_loss", torch.ones(_BINS, dtype=torch.float64))
+
+    def _unnormalised_weight(self, log_snr: Tensor) -> Tensor:
+        if self.weighting == "elbo":
+            return torch.ones_like(log_snr)
+        if self.weighting == "sigmoid":
+            return torch.sigmoid(self.sigmoid_bias - log_snr)
+        simple = -1 / self.sde.log_snr_rate(self.sde.time(log_snr))
+        if self.weighting == "simple":
+            return simple
+        return simple * (self.min_snr_gamma * torch.exp(-log_snr)).clamp(max=1)
+
+    def weight(self, log_snr: Tensor) -> Tensor:
+        """w(λ), whose integral over the range is 1; float64, same shape."""
+        return self._unnormalised_weight(log_snr.double()) / self._normaliser
+
+    def sampling_density(self) -> LogSNRDensity:
+        """q(λ) of the next batch."""
+        if self.log_snr_sampling != "importance":
+            return LogSNRDensity.uniform(self.low, self.high)
+        ideal = self.squared_loss.cpu().sqrt()
+        masses = (1 - _FLOOR) * ideal / ideal.sum() + _FLOOR / _BINS
+        return LogSNRDensity(torch.linspace(self.low, self.high, _BINS + 1), masses)
+
+    def loss(
+        self, network: ScoreNetwork, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch, and metrics for the log.
+
+        Args:
+            network: In training mode.
+            images: (B, 1, S, S), range [−1, 1].
+            labels: int64 (B,); −1 means without a label.
+            generator: Source of all noise, on the device of the images.
+        """
+        x = network.standardise(images)
+        density = self.sampling_density()
+        strata = 1 if self.log_snr_sampling == "uniform" else len(x)
+        log_snr = density.quantile(stratified_uniforms(len(x), strata, generator))
+        importance = (self.weight(log_snr) / density.density(log_snr)).to(x)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        null = labels < 0
+        if self.label_dropout:
+            draw = torch.rand(len(x), generator=generator, device=x.device)
+            null = null | (draw < self.label_dropout)
+        target = torch.where(null, network.classes, labels)
+
+        error, class_errors = self._errors(network, x, noise, log_snr.to(x.device), target)
+        weighted = importance * error
+        self._remember(density, log_snr, weighted.detach())
+        total = weighted.mean()
+        metrics = {"denoising_loss": float(total.detach())}
+        if self.hybrid_weight and len(class_errors):
+            scale = 0.5 * (self.high - self.low) * x[0].numel()
+            entropy = cross_entropy(-scale * class_errors, target[~null])
+            total = total + self.hybrid_weight * entropy
+            metrics["class_loss"] = float(entropy.detach())
+        return total, metrics
+
+    def _errors(
+        self, network: ScoreNetwork, x: Tensor, noise: Tensor, log_snr: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """‖ε − ε̂‖² / D under each image's target, (B,).
+
+        And, if the objective is hybrid, under every class for the images that have a label,
+        (B', C), else empty.
+        """
+        alpha, sigma = alpha_sigma(log_snr, x)
+        z = alpha * x + sigma * noise
+        if not self.hybrid_weight:
+            eps = network(z, log_snr, target).float()
+            return (noise - eps).square().flatten(1).mean(1), x.new_empty(0)
+        known = target < network.classes
+        eps = network.all_classes(z[known], log_snr[known]).float()
+        class_errors = (noise[known].unsqueeze(1) - eps).square().flatten(2).mean(2)
+        error = x.new_empty(len(x))
+        error[known] = class_errors.gather(1, target[known, None])[:, 0]
+        if not known.all():
+            eps = network(z[~known], log_snr[~known], target[~known]).float()
+            error[~known] = (noise[~known] - eps).square().flatten(1).mean(1)
+        return error, class_errors
+
+    @torch.no_grad()
+    def _remember(self, density: LogSNRDensity, log_snr: Tensor, weighted: Tensor) -> None:
+        """Update E (w · error)² per bin of λ; `weighted` is w · error / q."""
+        if self.log_snr_sampling != "importance":
+            return
+        index = density.bin(log_snr)
+        squares = (weighted.cpu().double() * density.density(log_snr)).square()
+        for b in index.unique():
+            mean = squares[index == b].mean()
+            self.squared_loss[b] += (1 - _MEMORY) * (mean - self.squared_loss[b])
+
+    def validate(
+        self, network: ScoreNetwork, images: np.ndarray, labels: np.ndarray
+    ) -> dict[str, float]:
+        """Metrics on held-out images at fixed noise, the same at every call.
+
+        Args:
+            network: In evaluation mode.
+            images: uint16 (N, S, S).
+            labels: int64 (N,), none of them −1.
+        """
+        device = network.pixel_mean.device
+        x = network.standardise(to_model_range(images).to(device))
+        draws = make_draws(
+            x.shape[1:], LogSNRDensity.uniform(self.low, self.high), _VALIDATION_DRAWS
+        )
+        errors = squared_errors(network, x, draws)
+        target = torch.as_tensor(labels)
+        own = errors[torch.arange(len(x)), :, target] / x[0].numel()
+        log_odds, _ = log_odds_from_errors(errors, draws)
+        return {
+            "validation_loss": float(
+                (own * self.weight(draws.log_snr) * draws.weight).sum(1).mean()
+            ),
+            "validation_accuracy": float((log_odds.argmax(1) == target).double().mean()),
+        }

@@ -1,0 +1,373 @@
+"""The training loop, one for generative and discriminative models.
+
+What is trained is told by an `Objective`; the loop knows batches, the optimiser, the moving average
+of the weights, validation and checkpoints. The order of the images and all noise are functions of
+(seed, step): a run repeats itself to the last digit on the same CPU, and a checkpoint needs no
+generator state for a resumed run to equal an unbroken one.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sgc_experiments.augmentation import augment
+from sgc_experiments.batches import BatchOrder, ImageSet, stream_seed, to_model_range
+from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
+from sgc_experiments.errors import UserError
+from sgc_experiments.training_settings import Budget, TrainingSettings, choose_device
+
+__all__ = [
+    "Budget",
+    "ImageSet",
+    "Objective",
+    "TrainingDiverged",
+    "TrainingResult",
+    "TrainingSettings",
+    "to_model_range",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training run.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        images: Images seen.
+        seconds: Wall time, over all resumptions.
+        best_step: The step whose weights were kept.
+        monitor: The validation metric that decided so; lower is better.
+        best_value: Its value there.
+        stopped: "budget", "patience" or "interrupted".
+        history: One dict per validation, with its "step".
+    """
+
+    steps: int
+    images: int
+    seconds: float
+    best_step: int
+    monitor: str
+    best_value: float
+    stopped: str
+    history: list[dict[str, float]]
+
+
+class TrainingDiverged(UserError):  # noqa: N818 - an event, named as such
+    """The loss is not finite.
+
+    Attributes:
+        step: At which it happened.
+        indices: Of the batch's images in the training set.
+    """
+
+    def __init__(self, step: int, indices: Sequence[int]) -> None:
+        super().__init__(
+            f"The training loss is not finite at step {step} (training images "
+            f"{', '.join(map(str, indices))}): lower learning_rate, or use precision=fp32."
+        )
+        self.step, self.indices = step, list(indices)
+
+
+class Objective(Protocol):
+    """What a model is trained for.
+
+    `monitor` names the metric of `validate` that chooses the weights to keep; lower is better.
+    Running statistics, if any, are in `state_dict` and `load_state_dict`.
+    """
+
+    monitor: str
+
+    def loss(
+        self, network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,)."""
+        ...
+
+    def validate(
+        self, network: nn.Module, images: np.ndarray, labels: np.ndarray
+    ) -> dict[str, float]:
+        """Metrics of the averaged network, in evaluation mode, on uint16 images."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Running statistics; empty if there are none."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> Any:
+        """Put back what `state_dict` gave."""
+        ...
+
+
+def train(
+    network: nn.Module,
+    objective: Objective,
+    train_set: ImageSet,
+    validation_set: ImageSet,
+    *,
+    settings: TrainingSettings,
+    checkpoint_dir: Path | None = None,
+    on_step: Callable[[dict[str, float], int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainingResult:
+    """Train `network` in place; it ends with the averaged weights of the best validation.
+
+    Args:
+        network: Moved to the chosen device, and left there in evaluation mode.
+        objective: See `Objective`.
+        train_set: To draw batches from.
+        validation_set: For validation; if it is empty, the last weights are kept.
+        settings: See `TrainingSettings`.
+        checkpoint_dir: Where checkpoints are kept. A sound one found there is resumed.
+        on_step: Called with metrics and the step, every `log_every` steps and at validations.
+        should_stop: Asked after every step; if true, a checkpoint is written and training ends
+            with `stopped="interrupted"`.
+
+    Raises:
+        TrainingDiverged: The loss is not finite. The state before that step is checkpointed.
+        UserError: The checkpoint found belongs to another training.
+    """
+    run = _Run(network, objective, train_set, validation_set, settings, checkpoint_dir)
+    budget = Budget.parse(settings.budget)
+    stopped = ""
+    with run.isolated_generators(), run.progress_bar(budget) as bar:
+        run.resume()
+        while not stopped:
+            metrics = run.take_step(budget)
+            done = run.spent(budget) >= 1
+            validated = done or run.step % settings.validate_every == 0
+            if validated:
+                metrics |= run.validate()
+            if on_step and (validated or run.step % settings.log_every == 0):
+                on_step(metrics, run.step)
+            if should_stop and should_stop():
+                stopped = "interrupted"
+            elif done:
+                stopped = "budget"
+            elif settings.patience and run.stale >= settings.patience:
+                stopped = "patience"
+            if stopped or run.step % settings.checkpoint_every == 0:
+                run.save()
+            run.show(bar, budget, metrics if validated else {})
+    return run.finish(stopped)
+
+
+class _Run:
+    """The state of one training run: all that a checkpoint holds."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        settings: TrainingSettings,
+        checkpoint_dir: Path | None,
+    ) -> None:
+        self.device = choose_device(settings.device)
+        self.network = network.to(self.device)
+        self.ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
+        self.objective, self.settings, self.checkpoint_dir = objective, settings, checkpoint_dir
+        self.train_set, self.validation_set = train_set, validation_set
+        self.order = BatchOrder(
+            train_set.labels,
+            batch_size=settings.batch_size,
+            balanced=settings.balanced,
+            seed=settings.seed,
+        )
+        matrices = [p for p in network.parameters() if p.dim() > 1]
+        vectors = [p for p in network.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            fused=True,
+        )
+        automatic = settings.precision == "auto" and self.device.type == "cuda"
+        self.autocast = automatic or settings.precision == "bf16"
+        if settings.compile:
+            network.compile()
+        self.step = 0
+        self.stale = 0
+        self.best_step, self.best_value = 0, math.inf
+        self.best = self.ema.module.state_dict()
+        self.history: list[dict[str, float]] = []
+        self.earlier_seconds, self.started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    def spent(self, budget: Budget) -> float:
+        return budget.spent(self.step, self.step * self.settings.batch_size, self.seconds())
+
+    def isolated_generators(self) -> AbstractContextManager[None]:
+        """Leaves the caller's global generators as they were."""
+        gpus = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices=gpus)
+
+    def take_step(self, budget: Budget) -> dict[str, float]:
+        """One optimiser step; metrics of its batch."""
+        settings = self.settings
+        rate = settings.learning_rate * _schedule(self.spent(budget), settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        indices = self.order.batch(self.step)
+        images = to_model_range(self.train_set.images[indices]).to(self.device)
+        labels = torch.as_tensor(self.train_set.labels[indices]).to(self.device)
+        generator = torch.Generator(self.device)
+        generator.manual_seed(stream_seed(settings.seed, "noise", self.step))
+        # Dropout draws from the global generator.
+        torch.manual_seed(stream_seed(settings.seed, "dropout", self.step))
+        images = augment(images, settings.augmentation, generator)
+        self.network.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss, metrics = self.objective.loss(self.network, images, labels, generator)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
+        if not math.isfinite(float(loss.detach()) + float(norm)):
+            self.save()
+            raise TrainingDiverged(self.step, indices.tolist())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.network, step=self.step)
+        return {"loss": float(loss.detach()), "learning_rate": rate} | metrics
+
+    def validate(self) -> dict[str, float]:
+        """Validate the averaged weights, and keep them if they are the best so far."""
+        if len(self.validation_set.labels) == 0:
+            metrics, value = {}, -math.inf
+        else:
+            metrics = self.objective.validate(self.ema.module, *self.validation_set)
+            value = metrics[self.objective.monitor]
+            self.history.append({"step": self.step} | metrics)
+        # Without validation images, the latest are the best.
+        if value < self.best_value or value == -math.inf:
+            self.stale, self.best_step, self.best_value = 0, self.step, value
+            self.best = {k: v.clone() for k, v in self.ema.module.state_dict().items()}
+        else:
+            self.stale += 1
+        return metrics
+
+    def _fingerprint(self) -> str:
+        """Of all that must be the same for a checkpoint to be resumed."""
+        settings = asdict(self.settings)
+        for name in ("device", "log_every", "checkpoint_every", "progress", "compile"):
+            del settings[name]
+        shapes = {k: list(v.shape) for k, v in self.network.state_dict().items()}
+        digest = hashlib.sha256(json.dumps([settings, shapes], sort_keys=True).encode())
+        for images, labels in (self.train_set, self.validation_set):
+            digest.update(str(images.shape).encode() + np.ascontiguousarray(labels).tobytes())
+            # The ends stand for the whole, which may be larger than memory.
+            digest.update(np.ascontiguousarray(images[:1]).tobytes())
+            digest.update(np.ascontiguousarray(images[-1:]).tobytes())
+        return digest.hexdigest()
+
+    def save(self) -> None:
+        """Write a checkpoint, if a folder for checkpoints is given."""
+        if self.checkpoint_dir is None:
+            return
+        optimizer = self.optimizer.state_dict()["state"]
+        parts = {
+            "network": self.network.state_dict(),
+            "average": self.ema.module.state_dict(),
+            "best": self.best,
+            "objective": self.objective.state_dict(),
+            "optimizer": {f"{i}/{k}": v for i, slot in optimizer.items() for k, v in slot.items()},
+        }
+        state = {
+            "fingerprint": self._fingerprint(),
+            "step": self.step,
+            "seconds": self.seconds(),
+            "stale": self.stale,
+            "best_step": self.best_step,
+            "best_value": self.best_value,
+            "history": self.history,
+        }
+        tensors = {f"{part}/{k}": v for part, state in parts.items() for k, v in state.items()}
+        save_checkpoint(self.checkpoint_dir, self.step, tensors, state)
+
+    def resume(self) -> None:
+        """Take up the latest sound checkpoint, if there is one.
+
+        Raises:
+            UserError: It belongs to another training.
+        """
+        found = load_checkpoint(self.checkpoint_dir) if self.checkpoint_dir else None
+        if found is None:
+            return
+        tensors, state = found
+        if state["fingerprint"] != self._fingerprint():
+            raise UserError(
+                "The checkpoint folder holds a training with other settings or images: "
+                "delete the folder, or train with the settings that it was begun with."
+            )
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            part, _, key = name.partition("/")
+            parts[part][key] = tensor.to(self.device)
+        self.network.load_state_dict(parts["network"])
+        self.ema.module.load_state_dict(parts["average"])
+        self.best = parts["best"]
+        self.objective.load_state_dict(parts["objective"])
+        slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in parts["optimizer"].items():
+            index, _, key = name.partition("/")
+            slots[int(index)][key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
+        self.step, self.stale = state["step"], state["stale"]
+        self.best_step, self.best_value = state["best_step"], state["best_value"]
+        self.history = state["history"]
+        self.earlier_seconds, self.started = state["seconds"], time.monotonic()
+
+    def progress_bar(self, budget: Budget) -> tqdm:
+        return tqdm(
+            total=budget.amount,
+            unit=budget.unit.rstrip("s"),
+            desc="training",
+            disable=not self.settings.progress,
+        )
+
+    def show(self, bar: tqdm, budget: Budget, metrics: dict[str, float]) -> None:
+        if metrics:
+            bar.set_postfix({k: f"{v:.4g}" for k, v in metrics.items()}, refresh=False)
+        bar.update(int(self.spent(budget) * budget.amount) - bar.n)
+
+    def finish(self, stopped: str) -> TrainingResult:
+        """Put the best weights into the network."""
+        if self.best_step:
+            self.network.load_state_dict(self.best)
+        self.network.eval()
+        return TrainingResult(
+            steps=self.step,
+            images=self.step * self.settings.batch_size,
+            seconds=self.seconds(),
+            best_step=self.best_step,
+            monitor=self.objective.monitor,
+            best_value=self.best_value,
+            stopped=stopped,
+            history=self.history,
+        )
+
+
+def _schedule(progress: float, warmup: float) -> float:
+    """Factor of the learning rate after a share of the budget: linear up, then a cosine to 0."""
+    if progress < warmup:
+        return (progress + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

@@ -1,0 +1,105 @@
+"""How a model is trained: the settings that every model shares."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from sgc_experiments.augmentation import AugmentationSettings
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is trained, whatever the model.
+
+    Attributes:
+        budget: "steps:N", "images:N" (images seen) or "seconds:N" (wall time).
+        batch_size: Images per step.
+        learning_rate: Peak of the schedule: linear warm-up, then a cosine to zero.
+        weight_decay: Of AdamW, on weights of two or more dimensions.
+        warmup: Fraction of the budget.
+        ema_decay: Of the moving average of the weights, which is what is validated and kept.
+        gradient_clip: Largest norm of the gradient.
+        balanced: Draw every class equally often.
+        validate_every: Steps between validations; the budget's end is always validated.
+        patience: Stop after this many validations without improvement; 0 never stops early.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU.
+        device: "cpu", "cuda", "cuda:1", …, or "auto".
+        compile: Compile the network; pays for long runs only.
+        log_every: Steps between calls of `on_step` with training metrics.
+        checkpoint_every: Steps between checkpoints, if a folder for them is given.
+        seed: Of the order of images and all noise.
+        progress: Show a progress bar on standard error.
+        augmentation: Applied to every training batch.
+
+    Raises:
+        ValueError: A setting is out of range; the message names it.
+    """
+
+    budget: str = "steps:800"
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    ema_decay: float = 0.998
+    gradient_clip: float = 1.0
+    balanced: bool = True
+    validate_every: int = 100
+    patience: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 200
+    seed: int = 0
+    progress: bool = True
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.budget)
+        for name in ("batch_size", "validate_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name in ("weight_decay", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision must be auto, fp32 or bf16, not {self.precision!r}")
+
+
+class Budget(NamedTuple):
+    """How long to train: `amount` of `unit`."""
+
+    unit: str
+    amount: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """From "steps:800", "images:50000" or "seconds:120".
+
+        Raises:
+            ValueError: The text is none of these.
+        """
+        unit, _, amount = text.partition(":")
+        if unit not in ("steps", "images", "seconds") or not amount.isdecimal() or not int(amount):
+            raise ValueError(f"budget must be steps:N, images:N or seconds:N, not {text!r}")
+        return cls(unit, int(amount))
+
+    def spent(self, steps: int, images: int, seconds: float) -> float:
+        """The share of the budget that is used, 0 to 1."""
+        used = {"steps": steps, "images": images, "seconds": seconds}[self.unit]
+        return min(1.0, used / self.amount)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for "auto" (a GPU if there is one) or a device's name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
