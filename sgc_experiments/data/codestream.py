@@ -89,21 +89,24 @@ def require_end(stream: bytes) -> None:
         raise RejectedFile(Reason.TRUNCATED)
 
 
-def check_rle(stream: bytes, *, pixels: int, bytes_per_pixel: int) -> None:
-    """Check the segment table of an RLE frame against the header.
+def rle_segments(stream: bytes, *, pixels: int, bytes_per_pixel: int) -> list[bytes]:
+    """Cut an RLE frame into its segments, one per byte of a pixel, the most significant first.
 
     Raises:
         RejectedFile: the number, order or length of the segments cannot belong to such an image.
     """
     if len(stream) < _RLE_HEADER.size:
         raise RejectedFile(Reason.TRUNCATED)
-    segments, *offsets = _RLE_HEADER.unpack_from(stream)
-    if segments != bytes_per_pixel or offsets[0] != _RLE_HEADER.size:
+    count, *offsets = _RLE_HEADER.unpack_from(stream)
+    if count != bytes_per_pixel or offsets[0] != _RLE_HEADER.size:
         raise RejectedFile(Reason.CONTRADICTION)
-    edges = [*offsets[:segments], len(stream)]
-    for start, stop in itertools.pairwise(edges):
+    segments = []
+    for start, stop in itertools.pairwise([*offsets[:count], len(stream)]):
         if start >= stop:
             raise RejectedFile(Reason.TRUNCATED)
-        # A run of 128 equal pixels takes two bytes, and no pixel more than two.
+        # Two bytes make a run of up to 128 pixels, and no pixel takes more than two bytes. This
+        # bounds what the decoder may allocate; the exact length is checked afterwards.
         if not pixels <= 64 * (stop - start) or stop - start > 2 * pixels + 2:
             raise RejectedFile(Reason.CONTRADICTION)
+        segments.append(stream[start:stop])
+    return segments

@@ -135,6 +135,7 @@ def parse(data: bytes) -> tuple[Dataset, str]:
         raise RejectedFile(Reason.TRANSFER_SYNTAX)
     try:
         dataset = dcmread(io.BytesIO(data), specific_tags=list(_TAGS))
+        del dataset.file_meta  # it holds an instance UID
         classes = {meta_class, str(dataset.get("SOPClassUID", ""))}
     except Exception:
         raise RejectedFile(Reason.BAD_HEADER) from None

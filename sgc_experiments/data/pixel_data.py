@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate, generate_fragments, parse_basic_offsets
 from pydicom.filewriter import dcmwrite
 from pydicom.pixels import get_decoder
 from pydicom.uid import SecondaryCaptureImageStorage
+from rle.rle import decode_segment
 
 from sgc_experiments.data import codestream
 from sgc_experiments.data.dicom_header import (
@@ -31,11 +32,22 @@ from sgc_experiments.data.dicom_header import (
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 # Named, so that results do not depend on what else is installed.
-_PLUGINS = dict.fromkeys(JPEG_LS, "pyjpegls") | dict.fromkeys(JPEG_2000 | RLE, "pylibjpeg")
+_PLUGINS = dict.fromkeys(JPEG_LS, "pyjpegls") | dict.fromkeys(JPEG_2000, "pylibjpeg")
 
 
 def decode(pixels: bytes, header: Header) -> np.ndarray:
-    """Decode the pixel data into (H, W) integers of the header's depth and sign."""
+    """Decode the pixel data of a file.
+
+    Args:
+        pixels: the value of the PixelData element.
+        header: the checked facts about it.
+
+    Returns:
+        (H, W) integers of the header's depth and sign.
+
+    Raises:
+        RejectedFile: with the reason.
+    """
     if header.syntax in NATIVE:
         return _native(pixels, header)
     try:
@@ -44,13 +56,16 @@ def decode(pixels: bytes, header: Header) -> np.ndarray:
         stream = b"".join(generate_fragments(buffer))
     except (ValueError, struct.error):
         raise RejectedFile(Reason.TRUNCATED) from None
-    _check_stream(stream, header)
+    if header.syntax in RLE:
+        decoder = _rle
+    else:
+        _check_stream(stream, header)
+        decoder = _jpeg_lossless if header.syntax in JPEG_LOSSLESS else _plugin
     try:
-        decode = _decode_jpeg_lossless if header.syntax in JPEG_LOSSLESS else _decode_plugin
-        image = decode(stream, header)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+        image = decoder(stream, header)
+    except (KeyboardInterrupt, SystemExit, MemoryError, RejectedFile):
         raise
-    # The RLE decoder panics with a BaseException, and all messages quote the file.
+    # Decoders written in Rust panic with a BaseException, and all messages quote the file.
     except BaseException:
         raise RejectedFile(Reason.UNDECODABLE) from None
     if image.shape != (header.rows, header.columns):
@@ -71,15 +86,22 @@ def _native(pixels: bytes, header: Header) -> np.ndarray:
     return (image << unused) >> unused if unused else image
 
 
+def _rle(stream: bytes, header: Header) -> np.ndarray:
+    """Decode segment by segment: the frame decoder ignores what a short header leaves over."""
+    pixels = header.rows * header.columns
+    segments = codestream.rle_segments(
+        stream, pixels=pixels, bytes_per_pixel=header.bits_allocated // 8
+    )
+    planes = [decode_segment(segment) for segment in segments]
+    if any(len(plane) != pixels for plane in planes):
+        raise RejectedFile(Reason.CONTRADICTION)
+    dtype = np.dtype(f"<{'i' if header.signed else 'u'}{len(planes)}")
+    low_byte_first = [np.frombuffer(plane, np.uint8) for plane in reversed(planes)]
+    return np.stack(low_byte_first, axis=-1).view(dtype).reshape(header.rows, header.columns)
+
+
 def _check_stream(stream: bytes, header: Header) -> None:
     """Compare the codestream's own geometry with the header, before a decoder believes it."""
-    if header.syntax in RLE:
-        codestream.check_rle(
-            stream,
-            pixels=header.rows * header.columns,
-            bytes_per_pixel=header.bits_allocated // 8,
-        )
-        return
     two_thousand = header.syntax in JPEG_2000
     size = codestream.jpeg2000_size(stream) if two_thousand else codestream.jpeg_size(stream)
     process = 0 if two_thousand else 0xF7 if header.syntax in JPEG_LS else 0xC3
@@ -92,7 +114,7 @@ def _check_stream(stream: bytes, header: Header) -> None:
     codestream.require_end(stream)
 
 
-def _decode_plugin(stream: bytes, header: Header) -> np.ndarray:
+def _plugin(stream: bytes, header: Header) -> np.ndarray:
     image, _ = get_decoder(header.syntax).as_array(
         encapsulate([stream]),
         index=0,
@@ -111,7 +133,7 @@ def _decode_plugin(stream: bytes, header: Header) -> np.ndarray:
     return image
 
 
-def _decode_jpeg_lossless(stream: bytes, header: Header) -> np.ndarray:
+def _jpeg_lossless(stream: bytes, header: Header) -> np.ndarray:
     """Decode with dicomsdl, from a fresh file that holds the checked facts only."""
     import dicomsdl  # here: few files need it
 

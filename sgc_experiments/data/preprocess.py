@@ -27,6 +27,7 @@ _MASK_SIDE = 512  # the mask is found on a thumbnail; finer detail does not chan
 _MASK_LEVEL = 0.05  # of the way from air to bright tissue: low, because fatty skin is dark
 _MASK_OPENING = 7  # thumbnail pixels: removes scanner borders and cuts off labels
 _MASK_SKIN = 3  # thumbnail pixels added all around, so that the skin line is kept
+_RIM = 13  # thumbnail pixels: percentiles are taken so far (half of it) inside the mask
 _SMALLEST_BREAST = 0.01  # of the image
 _BREAST_PERCENTILES = (0.5, 99.5)
 _HEADROOM = 0.25  # of the percentile range, kept above it for calcifications
@@ -211,13 +212,20 @@ def lesion_window(lesion: Box, shape: tuple[int, int], *, context: float, minimu
 
 
 def crop(image: np.ndarray, window: Window) -> np.ndarray:
-    """Cut a window out of an image (H, W); what lies beyond the image is 0."""
-    height, width = image.shape
-    out = np.zeros((window.y1 - window.y0, window.x1 - window.x0), image.dtype)
-    x0, x1 = np.clip((window.x0, window.x1), 0, width)
-    y0, y1 = np.clip((window.y0, window.y1), 0, height)
-    out[y0 - window.y0 : y1 - window.y0, x0 - window.x0 : x1 - window.x0] = image[y0:y1, x0:x1]
-    return out
+    """Cut a window out of an image (H, W); beyond its edges the image is mirrored.
+
+    Mirroring keeps a lesion at the chest wall in the centre without an artificial edge, on which a
+    likelihood would spend its evidence.
+    """
+    rows = _mirrored(window.y0, window.y1, image.shape[0])
+    columns = _mirrored(window.x0, window.x1, image.shape[1])
+    return image[np.ix_(rows, columns)]
+
+
+def _mirrored(start: int, stop: int, length: int) -> np.ndarray:
+    """Return the indices start … stop - 1, folded back into 0 … length - 1."""
+    folded = np.arange(start, stop) % (2 * length)
+    return np.minimum(folded, 2 * length - 1 - folded)
 
 
 def fit_square(
@@ -249,12 +257,17 @@ def fit_square(
 
 
 def breast_range(image: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Return the 0.5th and 99.5th percentile of an image (H, W) inside the breast.
+    """Return the 0.5th and 99.5th percentile of an image (H, W) well inside the breast.
+
+    The rim is left out, where the mask includes some air and the compressed breast thins out.
 
     Raises:
         RejectedFile: the breast is uniform.
     """
-    sample = image[::4, ::4][mask[::4, ::4]]
+    step = max(1, max(image.shape) // _MASK_SIDE)
+    coarse = mask[::step, ::step].astype(np.uint8)
+    inside = cv2.erode(coarse, np.ones((_RIM, _RIM), np.uint8)) > 0
+    sample = image[::step, ::step][inside if inside.any() else coarse > 0]
     if sample.size == 0:
         raise RejectedFile(Reason.NO_BREAST)
     low, high = (float(value) for value in np.percentile(sample, _BREAST_PERCENTILES))
