@@ -47,6 +47,11 @@ class AugmentationSettings:
                     f"augmentation.{name} must be in [0, {limit}], not {getattr(self, name)}"
                 )
 
+    @classmethod
+    def none(cls) -> "AugmentationSettings":
+        """Images as they are."""
+        return cls(horizontal_flip=False, vertical_flip=False, transpose=False)
+
     def symmetries(self) -> tuple[int, ...]:
         """The codes of `apply_symmetry` under which training images are equally likely."""
         allowed = self.horizontal_flip | self.vertical_flip << 1 | self.transpose << 2

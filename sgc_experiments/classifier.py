@@ -1,0 +1,411 @@
+"""The score-based generative classifier: p(c|x) ∝ p(x|c) π_c.
+
+A score network learns the images of every class; an image is classified by how well each class's
+denoiser explains it. The log-odds are the paired difference of evidence lower bounds over a band of
+noise levels (see `likelihood`), which with its number of draws forms the evaluation plan, chosen on
+validation images after training and stored with the model.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sgc_experiments.batches import ImageSet, to_model_range
+from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
+from sgc_experiments.checkpoint import write_atomically
+from sgc_experiments.errors import UserError
+from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band
+from sgc_experiments.likelihood import (
+    error_maps,
+    log_odds_from_errors,
+    squared_errors,
+)
+from sgc_experiments.objective import DenoisingScoreMatching
+from sgc_experiments.score_network import ScoreNetwork
+from sgc_experiments.sde import make_sde
+from sgc_experiments.training import TrainingResult, train
+from sgc_experiments.training_settings import TrainingSettings, choose_device
+
+KIND = "sgc"
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_PLANNING_DRAWS = 64
+_PLANNING_IMAGES = 256
+_CHUNK = 256  # images on the device at once
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Evidence for N images and C classes.
+
+    Attributes:
+        log_odds: log p(x|c) − log p(x|0), float64 (N, C); column 0 is 0.
+        standard_error: Of the log-odds, from the spread of the draws; float64 (N, C), 0 for models
+            that draw nothing, NaN if there were too few draws to tell.
+        evaluations: Network evaluations per image, all classes together.
+    """
+
+    log_odds: np.ndarray
+    standard_error: np.ndarray
+    evaluations: float
+
+
+class Classifier(Protocol):
+    """What every model of this project can do, generative or not."""
+
+    classes: tuple[str, ...]
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        checkpoint_dir: Path | None = None,
+        on_step: Callable[[dict[str, float], int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainingResult:
+        """Train, choose what is chosen on validation images, and calibrate."""
+        ...
+
+    def predict_log_odds(self, images: np.ndarray) -> Prediction:
+        """Evidence for uint16 images (N, S, S), before calibration."""
+        ...
+
+    def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
+        """Calibrated probabilities (N, C); the prior is that of training unless given."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and config.json."""
+        ...
+
+
+class ScoreBasedClassifier:
+    """A class-conditional diffusion model, used as a classifier.
+
+    All arguments are JSON-able and stored with the model.
+
+    Args:
+        classes: Names, in the order of the labels.
+        image_size: Side S of the images in pixels.
+        sde: Name in `sde.SDES`.
+        sde_parameters: For `sde.make_sde`.
+        channels: See `ScoreNetwork`; also `blocks`, `patch`, `prediction`, `class_conditioning`
+            and `dropout`.
+        blocks: Residual blocks per level and direction.
+        patch: Side of the square of pixels that the stem folds.
+        prediction: "eps", "v" or "x0".
+        class_conditioning: "all" or "decoder".
+        dropout: In the network's blocks.
+        log_snr_min: Lowest log-SNR trained on, for standardised images.
+        log_snr_max: Highest log-SNR trained on.
+        weighting: See `DenoisingScoreMatching`; also `log_snr_sampling`, `hybrid_weight` and
+            `label_dropout`.
+        log_snr_sampling: "uniform", "stratified" or "importance".
+        hybrid_weight: Weight of the class cross-entropy.
+        label_dropout: Share of labels replaced by the null class.
+        evaluations: Network evaluations per image, over all classes, that a prediction spends.
+
+    Raises:
+        ValueError: A parameter is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str] = ("benign", "malignant"),
+        image_size: int = 48,
+        *,
+        sde: str = "vp",
+        sde_parameters: dict[str, Any] | None = None,
+        channels: Sequence[int] = (32, 64, 128),
+        blocks: int = 1,
+        patch: int = 2,
+        prediction: str = "v",
+        class_conditioning: str = "all",
+        dropout: float = 0.0,
+        log_snr_min: float = -4.0,
+        log_snr_max: float = 10.0,
+        weighting: str = "elbo",
+        log_snr_sampling: str = "stratified",
+        hybrid_weight: float = 0.0,
+        label_dropout: float = 0.0,
+        evaluations: int = 16,
+    ) -> None:
+        self.arguments = {
+            "classes": list(classes),
+            "image_size": image_size,
+            "sde": sde,
+            "sde_parameters": dict(sde_parameters or {}),
+            "channels": list(channels),
+            "blocks": blocks,
+            "patch": patch,
+            "prediction": prediction,
+            "class_conditioning": class_conditioning,
+            "dropout": dropout,
+            "log_snr_min": log_snr_min,
+            "log_snr_max": log_snr_max,
+            "weighting": weighting,
+            "log_snr_sampling": log_snr_sampling,
+            "hybrid_weight": hybrid_weight,
+            "label_dropout": label_dropout,
+            "evaluations": evaluations,
+        }
+        self.classes = tuple(classes)
+        self.image_size = image_size
+        if len(self.classes) < 2:
+            raise ValueError(f"classes must be at least two, not {len(self.classes)}")
+        if evaluations < 2 * len(self.classes):
+            raise ValueError(
+                f"evaluations must be at least two per class ({2 * len(self.classes)}), "
+                f"not {evaluations}"
+            )
+        self.sde = make_sde(sde, **self.arguments["sde_parameters"])
+        self.objective = DenoisingScoreMatching(
+            self.sde,
+            log_snr_min=log_snr_min,
+            log_snr_max=log_snr_max,
+            weighting=weighting,
+            log_snr_sampling=log_snr_sampling,
+            hybrid_weight=hybrid_weight,
+            label_dropout=label_dropout,
+        )
+        self.network = self._make_network(seed=0)
+        if image_size < 1 or image_size % self.network.stride:
+            raise ValueError(
+                f"image_size must be a multiple of {self.network.stride} for this network "
+                f"(patch and number of channels), not {image_size}"
+            )
+        self.plan = EvaluationPlan(log_snr_min, log_snr_max, evaluations // len(self.classes))
+        self.calibration = Calibration.identity(len(self.classes))
+        self.prior = np.full(len(self.classes), 1 / len(self.classes))
+
+    def _make_network(self, seed: int) -> ScoreNetwork:
+        names = ("channels", "blocks", "patch", "prediction", "class_conditioning", "dropout")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ScoreNetwork(len(self.classes), **{name: self.arguments[name] for name in names})
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        checkpoint_dir: Path | None = None,
+        on_step: Callable[[dict[str, float], int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainingResult:
+        """Train from scratch, choose the evaluation plan, calibrate.
+
+        Args:
+            train_set: Labels −1 are images without a label, learnt as the null class.
+            validation_set: All labelled. If it is empty, the last weights, the whole range of
+                noise levels and uncalibrated log-odds are used.
+            settings: See `TrainingSettings`.
+            checkpoint_dir: See `training.train`.
+            on_step: See `training.train`.
+            should_stop: See `training.train`.
+
+        Raises:
+            UserError: A class has no training image, or images have another size.
+            TrainingDiverged: See `training.train`.
+        """
+        for images, _ in (train_set, validation_set):
+            self._check_images(images)
+        counts = np.bincount(train_set.labels[train_set.labels >= 0], minlength=len(self.classes))
+        if len(counts) > len(self.classes):
+            raise UserError(f"Training labels reach {len(counts) - 1}; classes are {self.classes}.")
+        for name, count in zip(self.classes, counts, strict=True):
+            if not count:
+                raise UserError(
+                    f"No training image is {name}: a class needs at least one. "
+                    "Use more patients, or another split."
+                )
+        self.network = self._make_network(settings.seed)
+        self._standardise_to(train_set.images)
+        result = train(
+            self.network,
+            self.objective,
+            train_set,
+            validation_set,
+            settings=settings,
+            checkpoint_dir=checkpoint_dir,
+            on_step=on_step,
+            should_stop=should_stop,
+        )
+        self.prior = class_prior(train_set.labels, len(self.classes))
+        self.plan = self._choose_plan(validation_set, settings.augmentation.symmetries())
+        log_odds = self.predict_log_odds(validation_set.images).log_odds
+        self.calibration = fit_calibration(log_odds, validation_set.labels)
+        return result
+
+    def _standardise_to(self, images: np.ndarray) -> None:
+        """Make the pixels of the training images have mean 0 and variance 1."""
+        some = np.linspace(0, len(images) - 1, min(len(images), 1024)).astype(int)
+        values = to_model_range(images[some])
+        self.network.pixel_mean.copy_(values.mean())
+        self.network.pixel_std.copy_(values.std().clamp(min=1e-3))
+
+    def _choose_plan(self, validation_set: ImageSet, symmetries: tuple[int, ...]) -> EvaluationPlan:
+        low, high = self.arguments["log_snr_min"], self.arguments["log_snr_max"]
+        plan = EvaluationPlan(
+            low, high, self.arguments["evaluations"] // len(self.classes), symmetries
+        )
+        images, labels = (part[:_PLANNING_IMAGES] for part in validation_set)
+        if len(np.unique(labels)) < 2:
+            return plan
+        draws = plan.make_draws(self.image_size, draws=_PLANNING_DRAWS)
+        errors = squared_errors(self.network, self._standardised(images), draws)
+        low, high = choose_band(errors, draws.log_snr, labels, low, high)
+        return EvaluationPlan(low, high, plan.draws, symmetries)
+
+    def predict_log_odds(
+        self, images: np.ndarray, *, evaluations: int | None = None, seed: int = 0
+    ) -> Prediction:
+        """Log-odds of the classes.
+
+        Args:
+            images: uint16 (N, S, S).
+            evaluations: Network evaluations per image over all classes, instead of the plan's;
+                rounded down to a multiple of the number of classes.
+            seed: Of the noise, which is the same for every image.
+
+        Raises:
+            UserError: Images of another size.
+            ValueError: `evaluations` below the number of classes.
+        """
+        self._check_images(images)
+        draws = self.plan.make_draws(self.image_size, draws=self._draws(evaluations), seed=seed)
+        log_odds, errors = [np.zeros((0, len(self.classes)))], [np.zeros((0, len(self.classes)))]
+        for start in range(0, len(images), _CHUNK):
+            x = self._standardised(images[start : start + _CHUNK])
+            values, standard_error = log_odds_from_errors(
+                squared_errors(self.network, x, draws), draws
+            )
+            log_odds.append(values.numpy())
+            errors.append(standard_error.numpy())
+        return Prediction(
+            log_odds=np.concatenate(log_odds),
+            standard_error=np.concatenate(errors),
+            evaluations=float(len(draws) * len(self.classes)),
+        )
+
+    def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
+        """Calibrated probabilities (N, C) from log-odds (N, C).
+
+        Args:
+            log_odds: From `predict_log_odds`.
+            prior: Class probabilities π; None means those of the training images.
+        """
+        return self.calibration.posterior(log_odds, self.prior if prior is None else prior)
+
+    def explain(
+        self,
+        images: np.ndarray,
+        *,
+        target: int = 1,
+        reference: int = 0,
+        evaluations: int | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Per-pixel log-odds of class `target` against `reference`.
+
+        The same paired differences as in `predict_log_odds`, not summed over the image: a map's
+        sum is the log-odds for the same `evaluations` and `seed`.
+
+        Args:
+            images: uint16 (N, S, S).
+            target: Class that positive values speak for.
+            reference: Class that negative values speak for.
+            evaluations: As in `predict_log_odds`.
+            seed: As in `predict_log_odds`.
+
+        Returns:
+            Float64 (N, S, S), nats per pixel.
+        """
+        self._check_images(images)
+        draws = self.plan.make_draws(self.image_size, draws=self._draws(evaluations), seed=seed)
+        maps = [np.zeros((0, self.image_size, self.image_size))]
+        for start in range(0, len(images), _CHUNK):
+            x = self._standardised(images[start : start + _CHUNK])
+            per_class = error_maps(self.network, x, draws)
+            maps.append((per_class[:, reference] - per_class[:, target]).numpy())
+        return np.concatenate(maps)
+
+    def to(self, device: str) -> Self:
+        """Move the network to "cpu", "cuda", … or "auto"."""
+        self.network.to(choose_device(device))
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json` into `folder`, which is made if missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "kind": KIND,
+            "arguments": self.arguments,
+            "plan": self.plan.as_dict(),
+            "calibration": asdict(self.calibration),
+            "prior": self.prior.tolist(),
+        }
+        tensors = {k: v.contiguous().cpu() for k, v in self.network.state_dict().items()}
+        write_atomically(folder / _WEIGHTS, save(tensors))
+        write_atomically(folder / _CONFIG, json.dumps(config, indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: The folder holds no sound model of this kind.
+        """
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            if config["kind"] != KIND:
+                raise UserError(f"{folder.name} holds a model of kind {config['kind']!r}.")
+            model = cls(**config["arguments"])
+            plan = config["plan"]
+            model.plan = EvaluationPlan(**plan | {"symmetries": tuple(plan["symmetries"])})
+            calibration = config["calibration"]
+            model.calibration = Calibration(
+                calibration["temperature"], tuple(calibration["offset"])
+            )
+            model.prior = np.array(config["prior"])
+            model.network.load_state_dict(load_file(folder / _WEIGHTS))
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{folder.name} holds no sound model of this version ({type(error).__name__}): "
+                "save or download it again."
+            ) from error
+        model.network.eval()
+        return model
+
+    def _draws(self, evaluations: int | None) -> int:
+        if evaluations is None:
+            return self.plan.draws
+        draws = evaluations // len(self.classes)
+        if draws < 1:
+            raise ValueError(
+                f"evaluations must be at least one per class ({len(self.classes)}), "
+                f"not {evaluations}"
+            )
+        return draws
+
+    def _standardised(self, images: np.ndarray) -> Tensor:
+        device = self.network.pixel_mean.device
+        return self.network.standardise(to_model_range(images).to(device))
+
+    def _check_images(self, images: np.ndarray) -> None:
+        expected = (self.image_size, self.image_size)
+        if images.ndim != 3 or images.shape[1:] != expected or images.dtype != np.uint16:
+            raise UserError(
+                f"Images must be uint16 of shape (N, {self.image_size}, {self.image_size}), "
+                f"not {images.dtype} of shape {images.shape}."
+            )
