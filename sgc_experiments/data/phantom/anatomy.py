@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from scipy import fft
 
-HEIGHT, WIDTH = 800, 600
-SPACING_MM = 0.3
+HEIGHT, WIDTH = 640, 480
+SPACING_MM = 0.375
 
 _GLANDULAR_FRACTION = {1: 0.10, 2: 0.25, 3: 0.45, 4: 0.65}
 """Share of the breast area that is fibroglandular, by ACR density class."""
@@ -43,6 +43,10 @@ class Anatomy:
     density: int
     pectoral: tuple[float, float, float]  # pₓ, p_y, q
     tissue: np.ndarray  # (H, W//2 + 1) complex white noise in Fourier space
+
+
+_TISSUE_EDGE = 0.5
+"""Softness of the border between gland and fat, in standard deviations of the tissue field."""
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -81,13 +85,15 @@ def power_law_field(noise: np.ndarray, beta: float) -> np.ndarray:
     amplitude = squared ** np.float32(-beta / 4)
     amplitude[0, 0] = 0.0
     field = fft.irfft2(noise * amplitude, s=(height, 2 * (half - 1)))
-    return (field - field.mean()) / field.std()
+    return field / field.std()
 
 
 def breast_mask(anatomy: Anatomy, view: str) -> tuple[np.ndarray, np.ndarray]:
-    """The breast and the pectoral muscle, two (H, W) boolean masks; the first holds the second."""
+    """The breast and the pectoral muscle, two boolean masks; the first holds the second.
+
+    Both are (H, w), cut off at the column w ≤ W beyond which there is only air.
+    """
     y = np.arange(HEIGHT)
-    x = np.arange(WIDTH)
     u = np.clip((y - HEIGHT / 2) / anatomy.half_height, -1, 1)
     theta = np.arcsin(u)
     amplitudes, phases = anatomy.ripple
@@ -96,22 +102,23 @@ def breast_mask(anatomy: Anatomy, view: str) -> tuple[np.ndarray, np.ndarray]:
         for k, (a, phase) in enumerate(zip(amplitudes, phases, strict=True), start=1)
     )
     skin = anatomy.half_width * np.sqrt(1 - np.abs(u) ** anatomy.exponent) * (1 + ripple)
-    breast = x[None, :] < skin[:, None]
-    if view != "MLO":
-        return breast, np.zeros_like(breast)
-    px, py, q = anatomy.pectoral
-    edge = px * WIDTH * (1 - (y / (py * HEIGHT)) ** q)
-    pectoral = x[None, :] < edge[:, None]
-    return breast | pectoral, pectoral
+    if view == "MLO":
+        px, py, q = anatomy.pectoral
+        muscle = px * WIDTH * (1 - (y / (py * HEIGHT)) ** q)
+    else:
+        muscle = np.zeros(HEIGHT)
+    x = np.arange(min(int(max(skin.max(), muscle.max())) + 3, WIDTH))
+    pectoral = x[None, :] < muscle[:, None]
+    return (x[None, :] < skin[:, None]) | pectoral, pectoral
 
 
 def depth_below_skin(breast: np.ndarray) -> np.ndarray:
-    """Distance of every breast pixel from the nearest air pixel, (H, W) float32, in pixels."""
+    """Distance of every breast pixel from the nearest air pixel, (H, w) float32, in pixels."""
     return cv2.distanceTransform(breast.astype(np.uint8), cv2.DIST_L2, 5)
 
 
 def compressed_thickness(anatomy: Anatomy, depth: np.ndarray) -> np.ndarray:
-    """Thickness in cm, (H, W) float32, 0 in air."""
+    """Thickness in cm, (H, w) float32, 0 in air."""
     radius = anatomy.thickness_cm * 10 / SPACING_MM / 2
     inner = np.minimum(depth / radius, 1.0)
     return np.float32(anatomy.thickness_cm) * np.sqrt(1 - (1 - inner) ** 2)
@@ -124,21 +131,32 @@ def glandular_fraction(
     depth: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Share of the thickness that is glandular, (H, W) float32 in [0, 1].
+    """Share of the thickness that is glandular, (H, w) float32 in [0, 1].
 
     Half of the texture's variance is the patient's own, half the view's (`rng`), so that two views
     resemble each other as two projections of one breast do.
     """
     own = white_noise(rng, (HEIGHT, WIDTH))
     field = power_law_field((anatomy.tissue + own) * np.float32(0.5**0.5), anatomy.beta)
+    field = field[:, : breast.shape[1]]
     # Glandular tissue lies in the core; under the skin there is fat.
     field += 2.0 * np.minimum(depth / depth.max(), 0.5)
     threshold = np.quantile(field[breast][::16], 1 - _GLANDULAR_FRACTION[anatomy.density])
-    fraction = 0.7 / (1 + np.exp(np.clip((threshold - field) / 0.25, -30, 30)))
-
-    strands = power_law_field(white_noise(rng, (HEIGHT // 2, WIDTH // 2)), 2.6)
-    ligaments = np.exp(-((strands / 0.05) ** 2))
-    fraction += 0.15 * cv2.resize(ligaments, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    fraction = 0.7 / (1 + np.exp(np.clip((threshold - field) / _TISSUE_EDGE, -30, 30)))
+    fraction = cv2.GaussianBlur(fraction, (0, 0), 1.0)
+    fraction += 0.08 * _ligaments(rng)[:, : breast.shape[1]]
     # Muscle attenuates like gland.
     muscle = cv2.GaussianBlur(pectoral.astype(np.float32), (0, 0), 4)
-    return fraction * (1 - muscle) + np.float32(0.85) * muscle
+    return fraction * (1 - muscle) + np.float32(0.75) * muscle
+
+
+def _ligaments(rng: np.random.Generator) -> np.ndarray:
+    """Thin lines of constant width, (H, W) float32 in [0, 1]: zero crossings of a smooth field."""
+    # Half the resolution is enough for lines a millimetre wide.
+    field = power_law_field(white_noise(rng, (HEIGHT // 2, WIDTH // 2)), 3.5)
+    field = cv2.GaussianBlur(field, (0, 0), 2)
+    slope = np.hypot(
+        cv2.Sobel(field, -1, 1, 0, scale=1 / 8), cv2.Sobel(field, -1, 0, 1, scale=1 / 8)
+    )
+    lines = np.exp(-((field / (1.2 * slope + 1e-6)) ** 2))
+    return cv2.resize(lines, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
