@@ -25,6 +25,12 @@ def to_model_range(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(images, dtype=np.float32)).unsqueeze(1) / 32767.5 - 1
 
 
+def from_model_range(images: Tensor) -> np.ndarray:
+    """Inverse of `to_model_range`; values beyond [−1, 1] are clipped."""
+    levels = ((images[:, 0].clamp(-1, 1) + 1) * 32767.5).round()
+    return levels.cpu().numpy().astype(np.uint16)
+
+
 def stream_seed(seed: int, purpose: str, index: int) -> int:
     """A seed for one purpose at one step or epoch, unrelated to all others."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()

@@ -8,9 +8,9 @@ validation images after training and stored with the model.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sgc_experiments.batches import ImageSet, to_model_range
+from sgc_experiments.batches import ImageSet, from_model_range, to_model_range
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
 from sgc_experiments.checkpoint import write_atomically
 from sgc_experiments.errors import UserError
@@ -29,63 +29,20 @@ from sgc_experiments.likelihood import (
     squared_errors,
 )
 from sgc_experiments.objective import DenoisingScoreMatching
+from sgc_experiments.protocol import Classifier, Prediction
+from sgc_experiments.sampling import sample
 from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
 from sgc_experiments.training import TrainingResult, train
 from sgc_experiments.training_settings import TrainingSettings, choose_device
+
+__all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _PLANNING_DRAWS = 64
 _PLANNING_IMAGES = 256
 _CHUNK = 256  # images on the device at once
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Evidence for N images and C classes.
-
-    Attributes:
-        log_odds: log p(x|c) − log p(x|0), float64 (N, C); column 0 is 0.
-        standard_error: Of the log-odds, from the spread of the draws; float64 (N, C), 0 for models
-            that draw nothing, NaN if there were too few draws to tell.
-        evaluations: Network evaluations per image, all classes together.
-    """
-
-    log_odds: np.ndarray
-    standard_error: np.ndarray
-    evaluations: float
-
-
-class Classifier(Protocol):
-    """What every model of this project can do, generative or not."""
-
-    classes: tuple[str, ...]
-
-    def fit(
-        self,
-        train_set: ImageSet,
-        validation_set: ImageSet,
-        *,
-        settings: TrainingSettings,
-        checkpoint_dir: Path | None = None,
-        on_step: Callable[[dict[str, float], int], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> TrainingResult:
-        """Train, choose what is chosen on validation images, and calibrate."""
-        ...
-
-    def predict_log_odds(self, images: np.ndarray) -> Prediction:
-        """Evidence for uint16 images (N, S, S), before calibration."""
-        ...
-
-    def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
-        """Calibrated probabilities (N, C); the prior is that of training unless given."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and config.json."""
-        ...
 
 
 class ScoreBasedClassifier:
@@ -339,6 +296,36 @@ class ScoreBasedClassifier:
             per_class = error_maps(self.network, x, draws)
             maps.append((per_class[:, reference] - per_class[:, target]).numpy())
         return np.concatenate(maps)
+
+    def sample(
+        self,
+        label: int,
+        count: int,
+        *,
+        sampler: str = "probability_flow",
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Draw images of a class, for looking at: uint16 (count, S, S).
+
+        Args:
+            label: Index of the class; the number of classes is the null class.
+            count: How many.
+            sampler: See `sampling.sample`.
+            guidance: See `sampling.sample`; other than 1 needs `label_dropout` in training.
+            seed: Of the noise.
+        """
+        x = sample(
+            self.network,
+            torch.full((count,), label, device=self.network.pixel_mean.device),
+            self.image_size,
+            log_snr_min=self.arguments["log_snr_min"],
+            log_snr_max=self.arguments["log_snr_max"],
+            sampler=sampler,
+            guidance=guidance,
+            seed=seed,
+        )
+        return from_model_range(x * self.network.pixel_std + self.network.pixel_mean)
 
     def to(self, device: str) -> Self:
         """Move the network to "cpu", "cuda", … or "auto"."""

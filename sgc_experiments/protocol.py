@@ -1,0 +1,59 @@
+"""What every classifier of this project can do, generative or discriminative."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sgc_experiments.batches import ImageSet
+from sgc_experiments.training import TrainingResult
+from sgc_experiments.training_settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Evidence for N images and C classes.
+
+    Attributes:
+        log_odds: log p(x|c) − log p(x|0), float64 (N, C); column 0 is 0.
+        standard_error: Of the log-odds, from the spread of the draws; float64 (N, C), 0 for models
+            that draw nothing, NaN if there were too few draws to tell.
+        evaluations: Network evaluations per image, all classes together.
+    """
+
+    log_odds: np.ndarray
+    standard_error: np.ndarray
+    evaluations: float
+
+
+class Classifier(Protocol):
+    """What every model of this project can do, generative or not."""
+
+    classes: tuple[str, ...]
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        checkpoint_dir: Path | None = None,
+        on_step: Callable[[dict[str, float], int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainingResult:
+        """Train, choose what is chosen on validation images, and calibrate."""
+        ...
+
+    def predict_log_odds(self, images: np.ndarray) -> Prediction:
+        """Evidence for uint16 images (N, S, S), before calibration."""
+        ...
+
+    def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
+        """Calibrated probabilities (N, C); the prior is that of training unless given."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and config.json."""
+        ...
