@@ -133,6 +133,36 @@ class TrainConfig(DataConfig):
         0.0, ge=-20, le=20, description="a shift of the log-SNR, for large images"
     )
 
+    channels: Channels = Field(
+        (32, 64, 128), description="the network's channels per level, such as 32,64,128,256,512"
+    )
+    blocks: int = Field(1, ge=1, le=8, description="the residual blocks per level and direction")
+    patch: int = Field(
+        2, ge=1, le=16, description="the side of the pixel square folded at the stem"
+    )
+    class_conditioning: Literal["all", "decoder"] = Field(
+        "all", description="where the class enters (decoder: a trunk shared by all classes)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="the dropout in the network's blocks")
+    prediction: Literal["eps", "v", "x0"] = Field("v", description="what the network predicts")
+    log_snr_min: float = Field(-4.0, ge=-30, le=30, description="the lowest log-SNR trained on")
+    log_snr_max: float = Field(10.0, ge=-30, le=30, description="the highest log-SNR trained on")
+    log_snr_sampling: Literal["uniform", "stratified", "importance"] = Field(
+        "stratified", description="how noise levels are drawn in training"
+    )
+    weighting: Literal["simple", "elbo", "min_snr", "sigmoid"] = Field(
+        "elbo", description="the weight of each noise level in the loss"
+    )
+    hybrid_weight: float = Field(
+        0.0, ge=0, le=100, description="the weight of the class cross-entropy beside the denoising"
+    )
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="the share of labels hidden to train the null class"
+    )
+    evaluations: int = Field(
+        16, ge=4, le=4096, description="network evaluations per image over all classes"
+    )
+
     budget: str = Field(
         "steps:800",
         pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
@@ -170,6 +200,8 @@ class TrainConfig(DataConfig):
             raise ValueError("beta_max must be larger than beta_min")
         if self.sigma_max <= self.sigma_min:
             raise ValueError("sigma_max must be larger than sigma_min")
+        if self.log_snr_max <= self.log_snr_min:
+            raise ValueError("log_snr_max must be larger than log_snr_min")
         return self
 
 

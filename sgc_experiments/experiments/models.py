@@ -10,10 +10,26 @@ from pathlib import Path
 
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.classifier import Classifier, ScoreBasedClassifier
-from sgc_experiments.config import TrainConfig
+from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
 from sgc_experiments.errors import UserError
 from sgc_experiments.training import TrainingSettings
 
+_NETWORK_AND_OBJECTIVE = (
+    "image_size",
+    "channels",
+    "blocks",
+    "patch",
+    "class_conditioning",
+    "dropout",
+    "prediction",
+    "log_snr_min",
+    "log_snr_max",
+    "log_snr_sampling",
+    "weighting",
+    "hybrid_weight",
+    "label_dropout",
+    "evaluations",
+)
 _SDE_PARAMETERS = {
     "vp": ("beta_min", "beta_max", "log_snr_shift"),
     "sub_vp": ("beta_min", "beta_max", "log_snr_shift"),
@@ -24,13 +40,18 @@ _SDE_PARAMETERS = {
 
 def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifier:
     """Make the untrained classifier that ``config`` describes."""
-    if config.model == "sgc":
-        return ScoreBasedClassifier(
-            classes=classes,
-            image_size=config.image_size,
-            sde=config.sde,
-            sde_parameters={name: getattr(config, name) for name in _SDE_PARAMETERS[config.sde]},
-        )
+    if config.model == GENERATIVE_MODEL:
+        try:
+            return ScoreBasedClassifier(
+                classes,
+                sde=config.sde,
+                sde_parameters={
+                    name: getattr(config, name) for name in _SDE_PARAMETERS[config.sde]
+                },
+                **{name: getattr(config, name) for name in _NETWORK_AND_OBJECTIVE},
+            )
+        except ValueError as error:  # a combination that only the network can judge
+            raise UserError(f"The model cannot be made: {error}.") from None
     raise UserError(f"There is no model named {config.model!r}; use model=sgc.")
 
 
@@ -65,7 +86,7 @@ def load_classifier(folder: Path) -> Classifier:
         raise UserError(
             "The model's folder holds no readable config.json; register the model again."
         ) from None
-    loaders = {"sgc": ScoreBasedClassifier.load}
+    loaders = {GENERATIVE_MODEL: ScoreBasedClassifier.load}
     if kind not in loaders:
         raise UserError(f"The model is of an unknown kind, {kind!r}; it needs a newer version.")
     return loaders[kind](folder)

@@ -29,8 +29,10 @@ def answer(classifier: Classifier, images: np.ndarray) -> pd.DataFrame:
         f"probability_{name}": posterior[:, index] for index, name in enumerate(classifier.classes)
     }
     if len(classifier.classes) == 2:
-        columns["log_odds"] = prediction.log_odds[:, 1]
-        columns["standard_error"] = prediction.standard_error[:, 1]
+        # From both columns, since 1 - p loses the digits of a p close to 1.
+        columns["log_odds"] = np.log(posterior[:, 1]) - np.log(posterior[:, 0])
+        spread = prediction.standard_error[:, 1] / classifier.calibration.temperature
+        columns["standard_error"] = spread
     return pd.DataFrame(columns)
 
 
