@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
-from sgc_experiments.bootstrap import bootstrap, interval, p_value
+from sgc_experiments.bootstrap import Resamples, bootstrap, interval, p_value
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import N_BOOTSTRAP, Thresholds, metrics_of
 from sgc_experiments.metrics import Floats
@@ -72,12 +72,12 @@ def align(models: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     for name, frame in frames.items():
         if class_names(frame) != class_names(reference):
             raise UserError(f"{name} and {first} do not distinguish the same classes.")
-        for columns in (["image_id"], ["patient"], ["label"], ["fold"]):
-            own, other = frame.reindex(columns=columns), reference.reindex(columns=columns)
-            if not own.equals(other):
+        for column in ("fold", "image_id", "patient", "label"):
+            own, other = (f.get(column, pd.Series()).to_numpy() for f in (frame, reference))
+            if not np.array_equal(own, other):
                 raise UserError(
-                    f"{name} and {first} were not tested on the same images: the column "
-                    f"{columns[0]} differs; compare runs of one split."
+                    f"{name} and {first} were not tested on the same images: the column {column} "
+                    "differs; compare runs of one split."
                 )
     return frames
 
@@ -187,9 +187,9 @@ def paired_differences(
 
     Returns:
         One row per other model and metric: `model`, `reference`, `metric`, `value`,
-        `reference_value`, `difference` (model − reference), `low`, `high`, `p`, `p_holm` (over the
-        models of one metric), `p_delong` (of the AUC where every patient has one image, else NaN),
-        `n_resamples`, `n_images`, `n_patients`.
+        `reference_value`, `difference` (model − reference), `low`, `high`, `p`, `n_resamples`,
+        `p_holm` (over the models of one metric), `p_delong` (of the AUC where every patient has one
+        image, else NaN), `n_images`, `n_patients`.
 
     Raises:
         UserError: an unknown reference or metric, a single model, other images, one class only.
@@ -215,32 +215,41 @@ def paired_differences(
     if unknown := sorted(set(metrics) - set(known)):
         raise UserError(f"Unknown metric {', '.join(unknown)}; there are {', '.join(known)}.")
     n_patients = base["patient"].nunique()
-    independent = n_patients == len(base) and base["label"].value_counts().min() > 1
-    rows = []
-    for metric in metrics:
-        for name, frame in frames.items():
-            if name == reference:
-                continue
-            value, other = (resamples[m].estimate[metric] for m in (name, reference))
-            samples = resamples[name].samples[metric] - resamples[reference].samples[metric]
-            low, high = interval(value - other, samples, n_patients=n_patients)
-            row = {
-                "model": name,
-                "reference": reference,
-                "metric": metric,
-                "value": value,
-                "reference_value": other,
-                "difference": value - other,
-                "low": low,
-                "high": high,
-                "p": p_value(value - other, samples, n_patients=n_patients),
-                "p_delong": np.nan,
-                "n_resamples": int(np.isfinite(samples).sum()),
-            }
-            if metric == "auc" and independent:
-                scores = frame["log_odds"], base["log_odds"]
-                row["p_delong"] = delong(base["label"], *scores, patients=base["patient"]).p
-            rows.append(row)
-    table = pd.DataFrame(rows).assign(n_images=len(base), n_patients=n_patients)
-    table.insert(9, "p_holm", table.groupby("metric")["p"].transform(holm))
-    return table
+    table = pd.DataFrame(
+        {"model": name, "reference": reference, "metric": metric}
+        | _difference(metric, resamples[name], resamples[reference], n_patients)
+        for metric in metrics
+        for name in frames
+        if name != reference
+    )
+    table["p_holm"] = table.groupby("metric")["p"].transform(holm)
+    table["p_delong"] = [
+        _delong_p(frames[row.model], base) if row.metric == "auc" else np.nan
+        for row in table.itertuples()
+    ]
+    return table.assign(n_images=len(base), n_patients=n_patients)
+
+
+def _difference(
+    metric: str, model: Resamples, reference: Resamples, n_patients: int
+) -> dict[str, float]:
+    value, other = model.estimate[metric], reference.estimate[metric]
+    samples = model.samples[metric] - reference.samples[metric]
+    low, high = interval(value - other, samples, n_patients=n_patients)
+    return {
+        "value": value,
+        "reference_value": other,
+        "difference": value - other,
+        "low": low,
+        "high": high,
+        "p": p_value(value - other, samples, n_patients=n_patients),
+        "n_resamples": int(np.isfinite(samples).sum()),
+    }
+
+
+def _delong_p(model: pd.DataFrame, reference: pd.DataFrame) -> float:
+    """Return the p value of DeLong's test where it applies, else NaN."""
+    labels, patients = reference["label"], reference["patient"]
+    if patients.duplicated().any() or labels.value_counts().min() < 2:
+        return float("nan")
+    return delong(labels, model["log_odds"], reference["log_odds"], patients=patients).p

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from sgc_experiments.errors import UserError
 from sgc_experiments.metrics import Floats
@@ -102,7 +102,7 @@ def _checked_binary(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     from_probability = logit(np.clip(probability, rounded, 1 - rounded))
     if "log_odds" in frame.columns:
         log_odds = frame["log_odds"].to_numpy(dtype=np.float64)
-        if not np.allclose(1 / (1 + np.exp(-log_odds)), probability, rtol=0, atol=_TOLERANCE):
+        if not np.allclose(expit(log_odds), probability, rtol=0, atol=_TOLERANCE):
             raise UserError(f"{source}: log_odds is not the logit of probability in every row.")
         from_probability = np.where(np.isfinite(log_odds), log_odds, from_probability)
     return frame.assign(label=frame["label"].astype(np.int64), log_odds=from_probability)
@@ -181,7 +181,7 @@ def aggregate(predictions: pd.DataFrame, level: str) -> pd.DataFrame:
 
 
 def _finished(frame: pd.DataFrame, image_id: pd.Series) -> pd.DataFrame:
-    probability = 1 / (1 + np.exp(-frame["log_odds"]))
+    probability = expit(frame["log_odds"])
     return frame.assign(image_id=image_id, view="", probability=probability)
 
 

@@ -120,7 +120,7 @@ def explanation_sheet(
     tallest = max(case.image.shape[0] / case.image.shape[1] for case in cases)
     figure = Figure(figsize=(max(1.75 * len(cases) + 1.1, 3.6), 3.3 * tallest + 1.1))
     grid = figure.subplots(2, len(cases), squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
     strongest = max(float(np.abs(case.evidence).max()) for case in cases) or 1.0
     scale = CenteredNorm(0, strongest)
     for (above, below), case in zip(grid.T, cases, strict=True):
@@ -135,7 +135,7 @@ def explanation_sheet(
                               edgecolor=_BOX_COLOR, linewidth=1.4)
                 )  # fmt: skip
         overlay = matplotlib.colormaps[_DIVERGING](scale(case.evidence))
-        overlay[..., 3] = 0.75 * np.sqrt(np.abs(case.evidence) / strongest)
+        overlay[..., 3] = 0.85 * np.abs(case.evidence) / strongest
         below.imshow(
             overlay, interpolation="bilinear", extent=(-0.5, width - 0.5, height - 0.5, -0.5)
         )

@@ -7,12 +7,15 @@ that a grey print still reads. Figures are made without pyplot: nothing global, 
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -47,8 +50,8 @@ _RC = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
 }
-# Dots per inch, and grey levels per colour channel: 64 are hard to tell from 256.
-_WAYS = ((150, 256), (150, 64), (120, 64), (100, 64), (100, 32), (80, 32), (60, 32))
+_RESOLUTIONS = (150, 110, 80)  # dots per inch
+_LEVELS = (256, 64)  # per colour channel; 64 are hard to tell from 256
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -111,20 +114,23 @@ def save_png(figure: Figure, path: Path | str, *, max_kilobytes: int = 150) -> P
         The path.
     """
     path = Path(path)
-    for resolution, levels in _WAYS:
-        packed = _png(figure, resolution, levels)
-        if len(packed) <= max_kilobytes * 1000:
+    for resolution, levels in itertools.product(_RESOLUTIONS, _LEVELS):
+        if levels == _LEVELS[0]:
+            drawn = _draw(figure, resolution)
+        step = 255 / (levels - 1)
+        coarse = [round(round(value / step) * step) for value in range(256)]
+        packed = io.BytesIO()
+        drawn.point(coarse * 3).save(packed, format="png", dpi=(resolution, resolution))
+        if packed.tell() <= max_kilobytes * 1000:
             break
-    path.write_bytes(packed)
+    path.write_bytes(packed.getvalue())
     return path
 
 
-def _png(figure: Figure, resolution: int, levels: int) -> bytes:
-    raw, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(raw, format="png", dpi=resolution)
-    step = 255 / (levels - 1)
-    coarse = [round(round(value / step) * step) for value in range(256)]
-    with Image.open(raw) as drawn:
-        image = drawn.convert("RGB").point(coarse * 3)
-    image.save(packed, format="png", optimize=True, dpi=(resolution, resolution))
-    return packed.getvalue()
+def _draw(figure: Figure, resolution: int) -> Image.Image:
+    before = figure.dpi
+    figure.set_dpi(resolution)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    figure.set_dpi(before)
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,242 @@
+"""Every figure opens, is labelled, fits its canvas, and shows the numbers that it was given."""
+
+import functools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from sgc_experiments import figures
+from sgc_experiments.comparison import paired_differences
+from sgc_experiments.errors import UserError
+from sgc_experiments.evaluation import evaluate
+from sgc_experiments.learning_curves import Cell, learning_curves
+from sgc_experiments.predictions import one_vs_rest
+from tests.simulated_predictions import simulate
+
+FEW = {"n_bootstrap": 25}
+MODELS = {"SGC": simulate(30), "ResNet-18": simulate(30, auc=0.7, model_seed=1)}
+
+
+def history():
+    step = np.arange(0, 100, 5)
+    rare = np.where(step % 20 == 0, 0.5 + step / 400, np.nan)
+    loss = np.exp(-step / 40)
+    return pd.DataFrame(
+        {"step": step, "train_loss": loss, "validation_loss": rare * loss, "validation_auc": rare}
+    )
+
+
+def images(n, size=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 65536, (n, size, size), dtype=np.uint16)
+
+
+def explanation(log_odds=2.0, label=1, box=(8, 9, 20, 22)):
+    evidence = np.random.default_rng(1).normal(size=(8, 8))
+    return figures.Explanation(images(1)[0], evidence, box, label, log_odds, 0.3)
+
+
+@functools.cache
+def curves():
+    cells = [
+        Cell(model, size, seed, simulate(20, auc=0.6 + 0.001 * size, model_seed=seed + k))
+        for k, model in enumerate(
+            ("SGC", "a rather long name of a model", "vit", "swin", "convnext")
+        )
+        for size in (25, 50, 100)
+        for seed in (0, 1)
+    ]
+    return learning_curves(cells, n_bootstrap=30)
+
+
+def costs():
+    return pd.DataFrame(
+        {"model": ["a", "b"], "cost": [3.0, 900.0], "value": [0.7, 0.8],
+         "low": [0.6, 0.75], "high": [0.75, 0.9]}
+    )  # fmt: skip
+
+
+MAKERS = {
+    "roc": lambda: figures.roc(MODELS, **FEW),
+    "roc_of_seven": lambda: figures.roc(
+        {f"model-{k}": simulate(20, model_seed=k) for k in range(7)}, **FEW
+    ),
+    "precision_recall": lambda: figures.precision_recall(MODELS, **FEW),
+    "reliability": lambda: figures.reliability(MODELS, **FEW),
+    "confusion": lambda: figures.confusion([0, 1, 1, 0], [0, 1, 0, 0], ("benign", "malignant")),
+    "confusion_of_four": lambda: figures.confusion(
+        np.arange(60) % 4, np.arange(60) % 3, [f"class {c}" for c in range(4)]
+    ),
+    "log_odds_histogram": lambda: figures.log_odds_histogram(MODELS["SGC"]),
+    "training_curves": lambda: figures.training_curves(history(), best_step=60),
+    "learning_curves": lambda: figures.learning_curves(curves().table(), target=0.7),
+    "forest": lambda: figures.forest(paired_differences(MODELS, "SGC", **FEW)),
+    "forest_by_size": lambda: figures.forest(curves().differences("SGC")),
+    "cost": lambda: figures.cost(costs()),
+}
+SHEETS = {
+    "sample_sheet": lambda: figures.sample_sheet(
+        images(20), np.arange(20) % 2, images(9, seed=1), np.arange(9) % 2, ("benign", "malignant")
+    ),
+    "explanation_sheet": lambda: figures.explanation_sheet(
+        [explanation(), explanation(-1.0, 1, None), explanation(1.0, 0), explanation(-3.0, 0)]
+    ),
+    "one_explanation": lambda: figures.explanation_sheet([explanation()]),
+}
+
+
+@functools.cache
+def made(name):
+    """A figure of the lists above, drawn once for all tests."""
+    return (MAKERS | SHEETS)[name]()
+
+
+def drawn(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
+def texts(figure):
+    return [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+
+
+def said(figure):
+    return " | ".join(text.get_text() for text in texts(figure))
+
+
+@pytest.mark.parametrize("name", [*MAKERS, *SHEETS])
+def test_saves_a_small_png_that_opens_with_every_text_inside(name, tmp_path):
+    figure = made(name)
+    path = figures.save_png(figure, tmp_path / f"{name}.png")
+    assert path.stat().st_size <= 150_000
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert min(image.size) >= 150
+        assert np.asarray(image.convert("L")).std() > 5
+    renderer = drawn(figure)
+    canvas = figure.bbox
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            # Ticks outside the view exist, but are not drawn.
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                tick.label1.set_visible(low <= tick.get_loc() <= high)
+    for text in texts(figure):
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= canvas.x0 - 1, text.get_text()
+        assert box.y0 >= canvas.y0 - 1, text.get_text()
+        assert box.x1 <= canvas.x1 + 1, text.get_text()
+        assert box.y1 <= canvas.y1 + 1, text.get_text()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_axes_are_labelled(name):
+    figure = made(name)
+    bottom = [a for a in figure.axes if a.get_subplotspec() and a.get_subplotspec().is_last_row()]
+    assert all(axes.get_xlabel() for axes in bottom)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+
+
+def test_the_legend_quotes_the_evaluation():
+    row = evaluate(MODELS["SGC"], None, **FEW).set_index("metric").loc["auc"]
+    quoted = f"SGC: AUC {row['value']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
+    assert quoted in said(made("roc"))
+    prevalence = MODELS["SGC"]["label"].mean()
+    assert f"prevalence {prevalence:.2f}" in said(made("precision_recall"))
+    assert "ECE" in said(made("reliability"))
+
+
+def test_confusion_counts_and_percentages():
+    figure = figures.confusion([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], ("benign", "malignant"))
+    shown = said(figure)
+    for text in ("3\n75 %", "1\n25 %", "0\n0 %", "2\n100 %", "benign\n(n = 4)"):
+        assert text in shown
+    with pytest.raises(UserError, match="class indices 0 … 1"):
+        figures.confusion([0, 2], [0, 0], ("benign", "malignant"))
+    with pytest.raises(UserError, match="class indices"):
+        figures.confusion([], [], ("benign", "malignant"))
+
+
+def test_explanations_name_the_outcome_and_centre_the_map():
+    figure = figures.explanation_sheet(
+        [explanation(2.0, 1), explanation(2.0, 0), explanation(-2.0, 0), explanation(-2.0, 1)],
+    )
+    shown = said(figure)
+    for outcome in ("true positive", "false positive", "true negative", "false negative"):
+        assert outcome in shown
+    assert "p = 0.88 ± 0.03" in shown  # 0.881 · 0.119 · 0.3
+    bar = next(axes for axes in figure.axes if "nats" in axes.get_ylabel())
+    low, high = bar.get_ylim()
+    assert low == pytest.approx(-high)
+    strict = figures.explanation_sheet([explanation(2.0, 1)], threshold=0.9)
+    assert "false negative" in said(strict)
+    with pytest.raises(UserError, match="no image"):
+        figures.explanation_sheet([])
+
+
+def test_training_and_validation_share_a_panel():
+    figure = figures.training_curves(history())
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Loss", "AUC"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+    with pytest.raises(UserError, match="at least one series"):
+        figures.training_curves(history()[["step"]])
+
+
+def test_forest_states_difference_interval_and_corrected_p():
+    table = paired_differences(MODELS, "SGC", metrics=["auc"], **FEW)
+    row = table.iloc[0]
+    shown = said(figures.forest(table)).replace("−", "-")
+    assert f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" in shown
+    assert f"p = {row['p_holm']:.3f}" in shown
+    assert "Difference in AUC to SGC" in shown
+
+
+def test_several_classes_are_drawn_one_against_the_rest():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 30)
+    frame = pd.DataFrame(
+        {"image_id": [str(i) for i in range(30)], "patient": [str(i) for i in range(30)],
+         "label": np.arange(30) % 3, **{f"probability_{c}": p[:, k] for k, c in enumerate("abc")}}
+    )  # fmt: skip
+    assert "c: AUC" in said(figures.roc(one_vs_rest(frame), **FEW))
+
+
+FIVE = simulate(5, images=1)
+
+
+@pytest.mark.parametrize("draw", [figures.roc, figures.precision_recall, figures.reliability])
+def test_five_images_are_enough_and_one_class_is_refused(draw, tmp_path):
+    figures.save_png(draw({"m": FIVE}, **FEW), tmp_path / "five.png")
+    constant = FIVE.assign(probability=0.5, log_odds=0.0)
+    figures.save_png(draw({"m": constant}, **FEW), tmp_path / "constant.png")
+    with pytest.raises(UserError, match=r"both classes|1 of 2 classes"):
+        draw({"m": FIVE.assign(label=1)}, **FEW)
+
+
+def test_small_and_empty_inputs(tmp_path):
+    one_class = FIVE.assign(label=0)
+    figures.save_png(figures.log_odds_histogram(one_class), tmp_path / "histogram.png")
+    figures.save_png(
+        figures.sample_sheet(images(1), np.array([0]), images(0), np.array([], int), ("a", "b")),
+        tmp_path / "sheet.png",
+    )
+    single = figures.learning_curves(
+        learning_curves([Cell("m", 25, 0, simulate(9))], n_bootstrap=20).table()
+    )
+    figures.save_png(single, tmp_path / "single.png")
+    for draw in (figures.forest, figures.learning_curves, figures.cost):
+        with pytest.raises(UserError):
+            draw(costs().iloc[:0])
+    with pytest.raises(UserError, match="positive cost"):
+        figures.cost(costs().assign(cost=0.0))
+
+
+def test_drawing_leaves_the_callers_matplotlib_alone():
+    before = dict(matplotlib.rcParams)
+    MAKERS["cost"]()
+    assert dict(matplotlib.rcParams) == before
