@@ -70,6 +70,9 @@ READERS: dict[str, Callable[..., pd.DataFrame]] = {
 }
 """From a folder (and the reader's own options) to a checked image table, by dataset."""
 
+# Lesions are masks there, which are images to decode.
+_DECODING_READERS = ("cbis_ddsm",)
+
 
 def load_dataset(
     name: str,
@@ -114,7 +117,10 @@ def load_dataset(
         root = _generate_phantom(cache_dir, workers, progress, **(phantom or {}))
     else:
         root = data_dir or Path("data")
-    table = READERS[name](root, **(reader_options or {}))
+    options = dict(reader_options or {})
+    if name in _DECODING_READERS:
+        options |= {"cache_dir": cache_dir, "workers": workers, "progress": progress}
+    table = READERS[name](root, **options)
     quarantine = get_quarantine(table)
     table = check_table(table, f"dataset {name}")
     settings = PreprocessSettings(input=input, image_size=image_size, clahe=clahe)

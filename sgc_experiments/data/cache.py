@@ -42,6 +42,16 @@ VERSION = 1
 
 _ARRAYS = ("images.npy", "boxes.npy")
 
+_UNWRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,7 +106,7 @@ def open_cache(
                 (folder / "journal").unlink()
             return _open(folder)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+        if error.errno not in _UNWRITABLE:
             raise
         raise UserError(
             f"The cache folder {cache_dir} cannot be written ({os.strerror(error.errno)});"
