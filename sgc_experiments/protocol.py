@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from sgc_experiments.batches import ImageSet
+from sgc_experiments.calibration import Calibration
 from sgc_experiments.training import TrainingResult
 from sgc_experiments.training_settings import TrainingSettings
 
@@ -32,6 +33,7 @@ class Classifier(Protocol):
     """What every model of this project can do, generative or not."""
 
     classes: tuple[str, ...]
+    calibration: Calibration
 
     def fit(
         self,

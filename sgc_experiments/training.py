@@ -342,11 +342,13 @@ class _Run:
             unit=budget.unit.rstrip("s"),
             desc="training",
             disable=not self.settings.progress,
+            mininterval=1.0,
         )
 
     def show(self, bar: tqdm, budget: Budget, metrics: dict[str, float]) -> None:
         if metrics:
-            bar.set_postfix({k: f"{v:.4g}" for k, v in metrics.items()}, refresh=False)
+            value = metrics.get(self.objective.monitor, math.nan)
+            bar.set_postfix({self.objective.monitor: f"{value:.4g}"}, refresh=False)
         bar.update(int(self.spent(budget) * budget.amount) - bar.n)
 
     def finish(self, stopped: str) -> TrainingResult:

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 from sgc_experiments.augmentation import AugmentationSettings
-from sgc_experiments.classifier import Classifier, ScoreBasedClassifier
+from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
 from sgc_experiments.errors import UserError
+from sgc_experiments.protocol import Classifier
 from sgc_experiments.training import TrainingSettings
 
 _NETWORK_AND_OBJECTIVE = (

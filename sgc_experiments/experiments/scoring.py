@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sgc_experiments.classifier import Classifier
+from sgc_experiments.protocol import Classifier
 
 TABLE_COLUMNS = ["image_id", "patient", "exam", "laterality", "view", "density", "label"]
 

@@ -16,13 +16,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sgc_experiments import figures
-from sgc_experiments.classifier import Classifier, ScoreBasedClassifier
+from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig, parse, resolve_defaults
 from sgc_experiments.evaluation import choose_thresholds, evaluation_report, headline
 from sgc_experiments.experiments.datasets import Data, load_data, log_data
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.scoring import answer, prediction_table
+from sgc_experiments.protocol import Classifier
 from sgc_experiments.tracking import TrackedRun, start_run
 from sgc_experiments.training_settings import choose_device
 
