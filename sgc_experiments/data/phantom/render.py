@@ -76,9 +76,7 @@ class PhantomView:
     density: int  # ACR class, 1..4
     kind: str  # "mass" | "calcification"
     pixels: np.ndarray  # (H, W) uint16, 0..4095, 0 in air
-    outline: (
-        np.ndarray
-    )  # (K, 2) float, (x, y) in pixels: loosely around the lesion, may leave the image
+    outline: np.ndarray  # (K, 2) float, (x, y) in pixels: loose, may leave the image
     spacing_mm: float
 
 
@@ -105,6 +103,7 @@ class _Disease:
     kind: str
     radius: float  # mean radius in pixels, 5 to 9 mm
     contrast: float  # around 1
+    at_chest_wall: bool  # so close that the image cuts its outline in the CC view
 
 
 def render_patient(patient: int, *, seed: int, difficulty: str) -> list[PhantomView]:
@@ -133,6 +132,7 @@ def render_patient(patient: int, *, seed: int, difficulty: str) -> list[PhantomV
         kind="calcification" if rng.random() < settings.calcifications else "mass",
         radius=rng.uniform(5.0, 9.0) / SPACING_MM,
         contrast=float(np.exp(rng.normal(0, 0.25))),
+        at_chest_wall=patient % 9 == 4,
     )
     sides = ("L", "R") if rng.random() < 0.2 else (str(rng.choice(["L", "R"])),)
     anatomy = draw_anatomy(rng)
@@ -176,7 +176,8 @@ def _render_view(
     attenuation = np.float32(MU_FAT) + np.float32(MU_GLAND - MU_FAT) * glandular
     integral = thickness * attenuation
 
-    x, y = _place(pectoral, depth, disease.radius, rng)
+    at_chest_wall = disease.at_chest_wall and view == "CC"
+    x, y = _place(pectoral, depth, disease.radius, at_chest_wall, rng)
     if disease.kind == "calcification":
         lesion = draw_calcifications(disease.latent, disease.radius, SPACING_MM, rng)
         # The patch counts millimetres of calcium.
@@ -194,15 +195,23 @@ def _render_view(
 
 
 def _place(
-    pectoral: np.ndarray, depth: np.ndarray, radius: float, rng: np.random.Generator
+    pectoral: np.ndarray,
+    depth: np.ndarray,
+    radius: float,
+    at_chest_wall: bool,
+    rng: np.random.Generator,
 ) -> tuple[int, int]:
     """A random centre (x, y) well inside the breast and outside the muscle."""
     margin = min(1.5 * radius + 5 / SPACING_MM, 0.8 * float(depth.max()))
     allowed = (depth >= margin) & ~pectoral
     allowed[:, : int(0.6 * radius)] = False
-    rows, columns = np.nonzero(allowed[::4, ::4])
+    if at_chest_wall:
+        allowed[:, int(radius) :] = False
+    else:
+        allowed[:, : int(radius)] = False
+    rows, columns = np.nonzero(allowed[::2, ::2])
     choice = int(rng.integers(len(rows)))
-    return 4 * int(columns[choice]), 4 * int(rows[choice])
+    return 2 * int(columns[choice]), 2 * int(rows[choice])
 
 
 def _add(integral: np.ndarray, lesion: Lesion, strength: np.ndarray, x: int, y: int) -> None:

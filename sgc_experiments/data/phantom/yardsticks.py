@@ -137,7 +137,7 @@ def _out_of_fold(
     features: pd.DataFrame, label: np.ndarray, patient: np.ndarray, seed: int
 ) -> np.ndarray:
     """A forest's probabilities for every image, from the folds that lack its patient."""
-    forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=seed, n_jobs=-1)
+    forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=seed)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     table = features.to_numpy()
     return cross_val_predict(
