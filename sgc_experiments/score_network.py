@@ -30,6 +30,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 PREDICTIONS = ("eps", "v", "x0")
 CLASS_CONDITIONING = ("all", "decoder")
+STANDARDISATIONS = ("image", "dataset")
+_FLAT = 1e-3  # standard deviation below which an image of range [−1, 1] counts as constant
 _FREQUENCIES = 16  # Fourier features of λ: periods from 100 down to 1 unit of log-SNR
 
 
@@ -108,6 +110,11 @@ class ScoreNetwork(nn.Module):
             that the way down, which has `blocks` per level against one on the way up, is computed
             once for all classes.
         dropout: Rate inside the blocks, in training.
+        standardisation: "dataset": by `pixel_mean` and `pixel_std`, of all training pixels.
+            "image": every image by its own mean and standard deviation, which are then side
+            information: the density is that of the image given these two numbers. Lesions in dense
+            and in fatty tissue differ tenfold in contrast; side by side at their own scale, they
+            show their shape at the same noise levels.
 
     Raises:
         ValueError: A parameter is out of range; the message names it.
@@ -123,9 +130,16 @@ class ScoreNetwork(nn.Module):
         prediction: str = "v",
         class_conditioning: str = "all",
         dropout: float = 0.0,
+        standardisation: str = "image",
     ) -> None:
         super().__init__()
         _check(classes, channels, blocks, patch, prediction, class_conditioning, dropout)
+        if standardisation not in STANDARDISATIONS:
+            raise ValueError(
+                f"standardisation must be one of {', '.join(STANDARDISATIONS)}, "
+                f"not {standardisation!r}"
+            )
+        self.standardisation = standardisation
         self.classes = classes
         self.patch = patch
         self.prediction = prediction
@@ -161,8 +175,12 @@ class ScoreNetwork(nn.Module):
         return self.patch * 2 ** (len(self.down) - 1)
 
     def standardise(self, images: Tensor) -> Tensor:
-        """(images − pixel_mean) / pixel_std, any shape."""
-        return (images - self.pixel_mean) / self.pixel_std
+        """Images (B, 1, H, W) of any range in the network's coordinates; see `standardisation`."""
+        if self.standardisation == "dataset":
+            return (images - self.pixel_mean) / self.pixel_std
+        mean = images.mean((1, 2, 3), keepdim=True)
+        std = images.std((1, 2, 3), keepdim=True).clamp(min=_FLAT)
+        return (images - mean) / std
 
     def _encode(self, z: Tensor, condition: Tensor) -> list[Tensor]:
         """Feature maps per level, finest first."""
