@@ -64,6 +64,25 @@ class Abnormal(NamedTuple):
     candidates: tuple[Path, ...]  # the files that may be its mask
 
 
+class BreastView(NamedTuple):
+    """One image to be: a breast view with all of its rows, even those of the other subset."""
+
+    view: View
+    subset: str
+    rows: tuple[Abnormal, ...]
+
+    @property
+    def file(self) -> Path:
+        """The file that stands for it: a view may be stored twice."""
+        own = [row for row in self.rows if row.subset == self.subset]
+        return min(own, key=lambda row: (PATHOLOGIES.index(row.pathology), row.image)).image
+
+    @property
+    def masks(self) -> list[LesionMask]:
+        """What the lesion box of every row is to be read from."""
+        return [LesionMask(self.file, row.candidates) for row in self.rows]
+
+
 def read_table(
     data_dir: Path,
     *,
@@ -101,19 +120,15 @@ def read_table(
     for kind, subset, path in _case_tables(files, root, KINDS[abnormality], problems):
         rows += _read_case_table(path, kind, subset, files, problems)
     problems.raise_if_any()
+    if not rows:
+        raise UserError(f"The CBIS-DDSM case tables in {root} are empty; download them again.")
 
-    views: dict[View, list[Abnormal]] = {}
-    for row in rows:
-        views.setdefault(row.view, []).append(row)
-    subsets = _official_split(views, on_leak)
-    views = {view: views[view] for view in subsets}
-    boxes = lesion_boxes(_masks(views), cache_dir=cache_dir, workers=workers, progress=progress)
-    if without := sum(mask not in boxes for mask in _masks(views)):
+    images = _merge(rows, on_leak)
+    masks = [mask for image in images for mask in image.masks]
+    boxes = lesion_boxes(masks, cache_dir=cache_dir, workers=workers, progress=progress)
+    if without := sum(mask not in boxes for mask in masks):
         log.warning("CBIS-DDSM: %d lesions have no readable mask", without)
-    table = pd.DataFrame(
-        [_image_row(view, views[view], subset, boxes) for view, subset in subsets.items()],
-        columns=list(COLUMNS),
-    )
+    table = pd.DataFrame([_image_row(image, boxes) for image in images], columns=list(COLUMNS))
     return check_table(table, "the CBIS-DDSM release")
 
 
@@ -155,7 +170,6 @@ def _read_case_table(
         problems.add(f"{path.name}: no column {', '.join(absent)}")
         return []
     if table.empty:
-        problems.add(f"{path.name}: the table is empty")
         return []
     patient, side, view, pathology = (
         table[name].str.upper()
@@ -172,7 +186,7 @@ def _read_case_table(
         strict=True,
     )
     for what, wrong in (
-        ("patient_id is not of the form P_00000", ~patient.str.fullmatch(r"P_\d+")),
+        ("patient_id is not P_ and a number", ~patient.str.fullmatch(r"P_\d+")),
         ("left or right breast is neither LEFT nor RIGHT", ~side.isin(["LEFT", "RIGHT"])),
         ("image view is neither CC nor MLO", ~view.isin(["CC", "MLO"])),
         (f"pathology is none of {', '.join(PATHOLOGIES)}", ~pathology.isin(PATHOLOGIES)),
@@ -208,15 +222,16 @@ def _folder_fields(reference: str) -> tuple[str, ...]:
     return tuple(match[name].upper() for name in ("kind", "subset", "patient", "side", "view"))
 
 
-def _official_split(views: dict[View, list[Abnormal]], on_leak: OnLeak) -> dict[View, str]:
-    """The official subset of every view that stays, in a fixed order.
+def _merge(rows: list[Abnormal], on_leak: OnLeak) -> list[BreastView]:
+    """One image per breast view, in a fixed order, and each patient in one official subset.
 
-    A view counts as a training image if any of its rows is one. Leaking patients keep their images
-    of one subset and lose those of the other, so that no patient is left in both.
+    Leaking patients keep their images of one subset and lose those that are in the other only.
     """
+    views: dict[View, list[Abnormal]] = {}
     subsets_of: dict[str, set[str]] = {}
-    for (patient, _, _), rows in views.items():
-        subsets_of.setdefault(patient, set()).update(row.subset for row in rows)
+    for row in rows:
+        views.setdefault(row.view, []).append(row)
+        subsets_of.setdefault(row.view[0], set()).add(row.subset)
     leaking = {patient for patient, subsets in subsets_of.items() if len(subsets) > 1}
     if leaking and on_leak == "error":
         raise UserError(
@@ -224,64 +239,45 @@ def _official_split(views: dict[View, list[Abnormal]], on_leak: OnLeak) -> dict[
             "set on_leak=drop_test or on_leak=drop_train."
         )
     kept = "test" if on_leak == "drop_train" else "train"
-    split = {}
-    for view, rows in sorted(views.items()):
-        subsets = {row.subset for row in rows}
-        if view[0] not in leaking:
-            split[view] = subsets.pop()
-        elif kept in subsets:
-            split[view] = kept
+    images = []
+    for view, own in sorted(views.items()):
+        subset = kept if view[0] in leaking else own[0].subset
+        if any(row.subset == subset for row in own):
+            images.append(BreastView(view, subset, tuple(own)))
     if leaking:
         log.warning(
             "CBIS-DDSM: %d patients are in both the official training and test set; "
             "%d of their images are dropped (on_leak=%s)",
             len(leaking),
-            len(views) - len(split),
+            len(views) - len(images),
             on_leak,
         )
-    return split
+    return images
 
 
-def _masks(views: dict[View, list[Abnormal]]) -> list[LesionMask]:
-    """What the lesion box of every abnormality is to be read from."""
-    return [
-        LesionMask(_gravest(rows).image, row.candidates) for rows in views.values() for row in rows
-    ]
-
-
-def _gravest(rows: list[Abnormal]) -> Abnormal:
-    """The row that stands for a view, which may be stored twice; file order decides ties."""
-    return min(rows, key=lambda row: (PATHOLOGIES.index(row.pathology), row.image))
-
-
-def _image_row(
-    view: View,
-    rows: list[Abnormal],
-    subset: str,
-    boxes: dict[LesionMask, Box],
-) -> dict[str, object]:
+def _image_row(image: BreastView, boxes: dict[LesionMask, Box]) -> dict[str, object]:
     """One row of the image table."""
-    patient, side, position = view
-    gravest = _gravest(rows)
-    label = int(gravest.pathology == "MALIGNANT")
+    patient, side, position = image.view
+    pathology = min((row.pathology for row in image.rows), key=PATHOLOGIES.index)
+    label = int(pathology == "MALIGNANT")
     lesions = []
-    for row in rows:
-        box = boxes.get(LesionMask(gravest.image, row.candidates))
+    for row, mask in zip(image.rows, image.masks, strict=True):
+        box = boxes.get(mask)
         if box is not None:
             same_label = int(row.pathology == "MALIGNANT") == label
             lesions.append((not same_label, -(box[2] - box[0]) * (box[3] - box[1]), box))
     # 0 stands for "not assessed" in the released tables.
-    densities = [row.density for row in rows if row.density in ("1", "2", "3", "4")]
+    densities = [row.density for row in image.rows if row.density in ("1", "2", "3", "4")]
     return {
-        "image_id": hashed("img", *view, salt=SALT),
+        "image_id": hashed("img", *image.view, salt=SALT),
         "patient": hashed("pat", patient, salt=SALT),
         "exam": hashed("exam", patient, salt=SALT),  # one examination per patient is released
         "laterality": side[0],
         "view": position,
         "label": label,
-        "assessment": gravest.pathology,
+        "assessment": pathology,
         "density": max(densities, default=""),
-        "official_split": subset,
-        "path": str(gravest.image),
+        "official_split": image.subset,
+        "path": str(image.file),
         "lesions": tuple(dict.fromkeys(box for _, _, box in sorted(lesions))),
     }

@@ -105,7 +105,7 @@ class Release:
 
 @pytest.fixture
 def release(tmp_path):
-    """A release with one patient in each of the other three tables, so that none is empty."""
+    """A release with one patient in each of the three tables that the tests seldom touch."""
     release = Release(tmp_path / "data")
     release.root.mkdir()
     release.add(901, kind="Mass", subset="Test")
@@ -200,6 +200,7 @@ def test_leaking_patients_are_dropped_from_test_by_default_and_counted(leaking, 
     mine = table[table.patient == hashed("pat", "P_00001", salt="cbis_ddsm")]
     assert set(mine.index) == {image_id(1), image_id(1, view="MLO")}
     assert set(mine.official_split) == {"train"}
+    assert all("Mass-Training" in path for path in mine.path)
     # What the dropped rows say about a kept image is still true of it.
     assert mine.loc[image_id()].label == 1
     message = next(r.getMessage() for r in caplog.records if "both the official" in r.getMessage())
@@ -394,7 +395,7 @@ def test_all_problems_are_told_together_by_row_number_and_without_identifiers(re
         "mass_case_description_train_set.csv: pathology is none of MALIGNANT, BENIGN, "
         "BENIGN_WITHOUT_CALLBACK in 1 row (3)",
         "the image is not on disk in 2 rows (5, 6)",
-        "calc_case_description_train_set.csv: patient_id is not of the form P_00000 in 1 row (3)",
+        "calc_case_description_train_set.csv: patient_id is not P_ and a number in 1 row (3)",
         "image file path names another view, or none in 1 row (4)",
     ):
         assert line in message
@@ -420,6 +421,11 @@ def test_a_case_table_without_its_columns_is_a_problem(release):
     (root / "mass_case_description_train_set.csv").write_text("patient_id,pathology\nP_00001,x\n")
     with pytest.raises(UserError, match="no column breast density, left or right breast"):
         read_table(root, workers=1)
+
+
+def test_empty_case_tables_are_refused_together(tmp_path):
+    with pytest.raises(UserError, match="case tables in .* are empty"):
+        read_table(Release(tmp_path).tables())
 
 
 def test_two_different_tables_of_one_name_are_a_problem(release):
