@@ -424,7 +424,7 @@ def test_a_case_table_without_its_columns_is_a_problem(release):
 
 
 def test_empty_case_tables_are_refused_together(tmp_path):
-    with pytest.raises(UserError, match="case tables in .* are empty"):
+    with pytest.raises(UserError, match=r"case tables in .* are empty"):
         read_table(Release(tmp_path).tables())
 
 
