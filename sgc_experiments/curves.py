@@ -4,6 +4,8 @@ Numbers only; `figures` draws them. Bands come from the same patient-clustered b
 interval (`bootstrap.py`), so the band of a ROC curve and the interval of its AUC agree.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -30,7 +32,9 @@ def _two_classes(predictions: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _band(curve, frame: pd.DataFrame, n_bootstrap: int, seed: int) -> Floats:
+def _band(
+    curve: Callable[[Floats], Floats], frame: pd.DataFrame, n_bootstrap: int, seed: int
+) -> Floats:
     """Pointwise 2.5 % and 97.5 % quantiles of a curve on the grid, shape (2, 101)."""
 
     def statistic(weights: Floats) -> dict[str, Floats]:

@@ -31,12 +31,12 @@ def history():
     )
 
 
-def images(n, size=32, seed=0):
+def images(n, size=16, seed=0):
     return np.random.default_rng(seed).integers(0, 65536, (n, size, size), dtype=np.uint16)
 
 
-def explanation(log_odds=2.0, label=1, box=(8, 9, 20, 22)):
-    evidence = np.random.default_rng(1).normal(size=(8, 8))
+def explanation(log_odds=2.0, label=1, box=(4, 4, 10, 11)):
+    evidence = np.random.default_rng(1).normal(size=(4, 4))
     return figures.Explanation(images(1)[0], evidence, box, label, log_odds, 0.3)
 
 
