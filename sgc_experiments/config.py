@@ -116,6 +116,17 @@ class DataConfig(Config):
         return self
 
 
+class PrepareConfig(DataConfig):
+    """Index, check, prepare, cache and split a dataset, and report on its quality."""
+
+    entry_point: ClassVar[str] = "prepare"
+
+    config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
+    examples: int = Field(
+        3, ge=0, le=20, description="images of each class whose preparation is shown step by step"
+    )
+
+
 class TrainConfig(DataConfig):
     """Fit one classifier, evaluate it on test and register it."""
 

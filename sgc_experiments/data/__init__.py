@@ -193,3 +193,27 @@ def _digest(
     facts = table.drop(columns="path").assign(source=table["image_id"].map(sources))
     content = [facts.to_dict("records"), sorted(quarantine.items()), preprocessing]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def show_stages(dataset: ImageDataset, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+    """Prepare some images again and keep a picture of each step.
+
+    Args:
+        dataset: from `load_dataset`.
+        rows: rows of its table.
+
+    Returns:
+        For each row the fields of `stages.Stages` by name.
+    """
+    from sgc_experiments.data.decode_pool import run_isolated
+    from sgc_experiments.data.prepare import PrepareTask
+    from sgc_experiments.data.preprocess import PreprocessSettings
+    from sgc_experiments.data.stages import stages_of_file
+
+    settings = PreprocessSettings(**dataset.preprocessing)
+    tasks = [
+        PrepareTask(path, lesions[0] if lesions else None, settings)
+        for path, lesions in rows[["path", "lesions"]].itertuples(index=False)
+    ]
+    stages = dict(run_isolated(stages_of_file, tasks))
+    return [stages[position]._asdict() for position in range(len(tasks))]

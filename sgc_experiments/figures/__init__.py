@@ -2,7 +2,7 @@
 
 Accuracy (`roc`, `precision_recall`, `reliability`, `confusion`, `log_odds_histogram`), images
 (`sample_sheet`, `explanation_sheet`), studies (`training_curves`, `learning_curves`, `forest`,
-`cost`). `save_png` writes one to a file.
+`cost`), preparation (`preparation_stages`, `counts`). `save_png` writes one to a file.
 """
 
 from sgc_experiments.figures.accuracy import (
@@ -13,6 +13,7 @@ from sgc_experiments.figures.accuracy import (
     roc,
 )
 from sgc_experiments.figures.images import Explanation, explanation_sheet, sample_sheet
+from sgc_experiments.figures.preparation import counts, preparation_stages
 from sgc_experiments.figures.studies import cost, forest, learning_curves, training_curves
 from sgc_experiments.figures.style import save_png
 
@@ -20,11 +21,13 @@ __all__ = [
     "Explanation",
     "confusion",
     "cost",
+    "counts",
     "explanation_sheet",
     "forest",
     "learning_curves",
     "log_odds_histogram",
     "precision_recall",
+    "preparation_stages",
     "reliability",
     "roc",
     "sample_sheet",
