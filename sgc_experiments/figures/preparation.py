@@ -31,10 +31,12 @@ def preparation_stages(
     """
     figure = Figure(figsize=(2.1 * len(_TITLES) + 0.6, 2.3 * len(examples) + 0.4))
     grid = figure.subplots(len(examples), len(_TITLES), squeeze=False)
+    for axes, title in zip(grid[0], _TITLES.values(), strict=True):
+        axes.set_title(title)
     for row, example, caption in zip(grid, examples, captions, strict=True):
-        for axes, (name, title) in zip(row, _TITLES.items(), strict=True):
+        for axes, name in zip(row, _TITLES, strict=True):
             axes.imshow(example[name], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set(xticks=[], yticks=[], title=title if row is grid[0] else "")
+            axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
             for spine in axes.spines.values():
                 spine.set_visible(False)
