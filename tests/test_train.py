@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT, SMALL
+from sgc_experiments.config import TrainConfig, parse
+from tests.conftest import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +42,9 @@ def test_the_resolved_configuration_is_logged_under_its_own_prefix(run, artifact
     assert run.data.params["config.image_size"] == "32"
     assert run.data.params["config.input"] == "roi"
     assert "config.cache_dir" not in run.data.params
-    again = subprocess.run(
-        [sys.executable, "-m", "sgc_experiments", "train", "--config", f"{artifacts}/config.yaml"]
-        + ["--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert again.returncode == 0
+    again = parse(TrainConfig, ["--config", f"{artifacts}/config.yaml"])
+    assert str(again.budget) == run.data.params["config.budget"]
+    assert again.phantom_patients == int(run.data.params["config.phantom_patients"])
 
 
 def test_tags_say_what_the_run_rests_on(run):
@@ -142,8 +139,7 @@ def test_the_registered_model_answers_in_a_fresh_process_and_holds_no_pickle(
     code = """
 import mlflow, numpy as np
 model = mlflow.pyfunc.load_model("models:/sgc-phantom@champion")
-images = model.input_example["inputs"] if isinstance(model.input_example, dict) else model.input_example
-answer = model.predict(np.asarray(images, dtype=np.float32))
+answer = model.predict(np.asarray(model.input_example, dtype=np.float32))
 print(answer.to_json(orient="records"))
 """
     done = subprocess.run(
@@ -164,15 +160,9 @@ print(answer.to_json(orient="records"))
     folder = mlflow.artifacts.download_artifacts(
         artifact_uri=version.source, dst_path=str(tmp_path), tracking_uri=finished.tracking_uri
     )
-    names = [p.name for p in _walk(folder)]
+    names = [path.name for path in Path(folder).rglob("*")]
     assert not [n for n in names if n.endswith((".pkl", ".pickle", ".pt", ".pth"))]
     assert any(n.endswith(".safetensors") for n in names)
-
-
-def _walk(folder):
-    from pathlib import Path
-
-    return [p for p in Path(folder).rglob("*") if p.is_file()]
 
 
 def test_the_model_refuses_what_is_no_stack_of_prepared_images(finished):
