@@ -1,0 +1,205 @@
+"""What discriminative classifiers share: labels, calibration, the stored configuration.
+
+A discriminative model estimates p(c|x) under the class shares π' that its training showed it:
+balanced batches or class weights make them equal. Its log-odds log p(x|c) − log p(x|0) are then
+the logits less log π', to which calibration and prior are applied as to those of the generative
+classifier.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from sgc_experiments.batches import ImageSet
+from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
+from sgc_experiments.checkpoint import write_atomically
+from sgc_experiments.errors import UserError
+from sgc_experiments.protocol import Prediction
+from sgc_experiments.training import TrainingResult
+from sgc_experiments.training_settings import TrainingSettings
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_LOAD_ERRORS = (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError)
+
+
+class DiscriminativeClassifier(ABC):
+    """The classifier protocol around a model that gives logits.
+
+    Args:
+        classes: Names, in the order of the labels.
+        image_size: Side S of the images in pixels.
+        arguments: JSON-able arguments that, with these two, make the model again.
+
+    Raises:
+        ValueError: Fewer than two classes.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, classes: Sequence[str], image_size: int, **arguments: Any) -> None:
+        if len(classes) < 2:
+            raise ValueError(f"classes must be at least two, not {len(classes)}")
+        self.classes = tuple(classes)
+        self.image_size = image_size
+        self.arguments = {"classes": list(classes), "image_size": image_size} | arguments
+        self.calibration = Calibration.identity(len(classes))
+        self.prior = np.full(len(classes), 1 / len(classes))
+        self.prior_seen = self.prior
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        checkpoint_dir: Path | None = None,
+        on_step: Callable[[dict[str, float], int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainingResult:
+        """Train from the beginning, and calibrate on the validation images.
+
+        Args:
+            train_set: Images without a label (−1) are left out.
+            validation_set: All labelled. If it is empty, probabilities are not calibrated.
+            settings: See `TrainingSettings`.
+            checkpoint_dir: See `training.train`.
+            on_step: See `training.train`.
+            should_stop: See `training.train`.
+
+        Raises:
+            UserError: A class has no training image, or images have another size.
+            TrainingDiverged: See `training.train`.
+        """
+        for images, _ in (train_set, validation_set):
+            self._check_images(images)
+        labelled = train_set.labels >= 0
+        if not labelled.all():
+            train_set = ImageSet(train_set.images[labelled], train_set.labels[labelled])
+        self._check_labels(train_set.labels)
+        self.prior = class_prior(train_set.labels, len(self.classes))
+        self.prior_seen = self._prior_of_training(settings)
+        result = self._train(
+            train_set,
+            validation_set,
+            settings=settings,
+            checkpoint_dir=checkpoint_dir,
+            on_step=on_step,
+            should_stop=should_stop,
+        )
+        log_odds = self.predict_log_odds(validation_set.images).log_odds
+        self.calibration = fit_calibration(log_odds, validation_set.labels)
+        return result
+
+    def predict_log_odds(self, images: np.ndarray) -> Prediction:
+        """Log-odds of the classes for uint16 images (N, S, S), before calibration.
+
+        Raises:
+            UserError: Images of another size.
+        """
+        self._check_images(images)
+        if len(images) == 0:
+            nothing = np.zeros((0, len(self.classes)))
+            return Prediction(nothing, nothing, self._evaluations())
+        logits = self._logits(images).astype(np.float64) - np.log(self.prior_seen)
+        log_odds = logits - logits[:, :1]
+        return Prediction(log_odds, np.zeros_like(log_odds), self._evaluations())
+
+    def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
+        """Calibrated probabilities (N, C) from log-odds (N, C).
+
+        Args:
+            log_odds: From `predict_log_odds`.
+            prior: Class probabilities π; None means those of the training images.
+        """
+        return self.calibration.posterior(log_odds, self.prior if prior is None else prior)
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json` into `folder`, which is made if missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "kind": self.kind,
+            "arguments": self.arguments,
+            "calibration": asdict(self.calibration),
+            "prior": self.prior.tolist(),
+            "prior_seen": self.prior_seen.tolist(),
+        }
+        write_atomically(folder / _WEIGHTS, save(self._tensors()))
+        write_atomically(folder / _CONFIG, json.dumps(config, indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: The folder holds no sound model of this kind.
+        """
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            if config["kind"] != cls.kind:
+                raise UserError(f"{folder.name} holds a model of kind {config['kind']!r}.")
+            model = cls(**config["arguments"])
+            calibration = config["calibration"]
+            model.calibration = Calibration(
+                calibration["temperature"], tuple(calibration["offset"])
+            )
+            model.prior = np.array(config["prior"])
+            model.prior_seen = np.array(config["prior_seen"])
+            model._set_tensors(load_file(folder / _WEIGHTS))
+        except _LOAD_ERRORS as error:
+            raise UserError(
+                f"{folder.name} holds no sound model of this version ({type(error).__name__}): "
+                "save or download it again."
+            ) from error
+        return model
+
+    @abstractmethod
+    def _train(
+        self, train_set: ImageSet, validation_set: ImageSet, *, settings: TrainingSettings, **kwargs
+    ) -> TrainingResult:
+        """Fit the model; all training images are labelled."""
+
+    @abstractmethod
+    def _prior_of_training(self, settings: TrainingSettings) -> np.ndarray:
+        """The class shares (C,) that the logits take for granted; `prior` is set."""
+
+    @abstractmethod
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits (N, C) of uint16 images (N, S, S), N ≥ 1."""
+
+    @abstractmethod
+    def _evaluations(self) -> float:
+        """Network evaluations per image."""
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """All that is learnt."""
+
+    @abstractmethod
+    def _set_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+        """Put back what `_tensors` gave."""
+
+    def _check_images(self, images: np.ndarray) -> None:
+        expected = (self.image_size, self.image_size)
+        if images.ndim != 3 or images.shape[1:] != expected or images.dtype != np.uint16:
+            raise UserError(
+                f"Images must be uint16 of shape (N, {self.image_size}, {self.image_size}), "
+                f"not {images.dtype} of shape {images.shape}."
+            )
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        counts = np.bincount(labels, minlength=len(self.classes))
+        if len(counts) > len(self.classes):
+            raise UserError(f"Training labels reach {len(counts) - 1}; classes are {self.classes}.")
+        for name, count in zip(self.classes, counts, strict=True):
+            if not count:
+                raise UserError(
+                    f"No training image is {name}: a class needs at least one. "
+                    "Use more patients, or another split."
+                )
