@@ -20,24 +20,17 @@ The same arguments give the same files, byte for byte, whatever the number of wo
 import csv
 import hashlib
 import json
-import multiprocessing
-import os
 import plistlib
-import shutil
-import signal
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from sgc_experiments.data.phantom.dicom_writer import check_syntax, write_dicom
 from sgc_experiments.data.phantom.render import PhantomView, check_difficulty, render_patient
+from sgc_experiments.data.phantom.staging import in_parallel, staged
 from sgc_experiments.errors import UserError
 
 RELEASE = "INbreast Release 1.0"
@@ -45,7 +38,7 @@ TRUTH = "phantom_truth.csv"
 MIN_PATIENTS, MAX_PATIENTS = 10, 100_000
 
 SETTINGS = "phantom.json"
-_FORMAT = 1
+FORMAT = 1
 """Raised whenever the same arguments would give other files than before."""
 
 _TABLE_HEADER = (
@@ -98,7 +91,7 @@ def write_inbreast(
     check_difficulty(difficulty)
     check_syntax(syntax)
     settings = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "layout": "inbreast",
         "patients": patients,
         "seed": seed,
@@ -109,18 +102,15 @@ def write_inbreast(
         return out / RELEASE
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with staged(out) as folder:
             _fill(folder, settings, workers, progress)
-            _publish(folder, out, settings)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UserError(
-            f"the phantom cannot be written to {out}: {error.strerror}; "
-            "choose a folder that is writable and has room"
-        ) from error
+        # Another process may have been faster, which is as good if it wrote the same.
+        if not _is_complete(out, settings):
+            raise UserError(
+                f"the phantom cannot be written to {out}: {error.strerror}; "
+                "choose a folder that is writable and has room"
+            ) from error
     return out / RELEASE
 
 
@@ -131,7 +121,9 @@ def _fill(folder: Path, settings: dict, workers: int, progress: bool) -> None:
         (release / name).mkdir(parents=True)
     arguments = {key: settings[key] for key in ("seed", "difficulty", "syntax")}
     write_one = partial(_write_patient, release=release, **arguments)
-    images = list(chain.from_iterable(_run(write_one, settings["patients"], workers, progress)))
+    numbers = range(settings["patients"])
+    of_patients = in_parallel(write_one, numbers, workers=workers, progress=progress)
+    images = list(chain.from_iterable(of_patients))
     _write_csv(
         release / "INbreast.csv",
         (_TABLE_HEADER, *(row for row, _ in images)),
@@ -141,17 +133,6 @@ def _fill(folder: Path, settings: dict, workers: int, progress: bool) -> None:
     truth = (_TRUTH_HEADER, *(truth for _, truth in images))
     _write_csv(folder / TRUTH, truth, delimiter=",", lineterminator="\n")
     (folder / SETTINGS).write_text(_as_text(settings))
-
-
-def _publish(folder: Path, out: Path, settings: dict) -> None:
-    """Give the finished folder its name."""
-    folder.chmod(0o755)  # a temporary folder is its owner's alone
-    try:
-        folder.rename(out)
-    except OSError:
-        # Another process was faster, which is as good if it wrote the same.
-        if not _is_complete(out, settings):
-            raise
 
 
 def _check_arguments(*, patients: int, seed: int, workers: int) -> None:
@@ -185,34 +166,6 @@ def _is_complete(out: Path, settings: dict) -> bool:
 
 def _as_text(settings: dict) -> str:
     return json.dumps(settings, indent=2) + "\n"
-
-
-def _start_worker() -> None:
-    """One thread per process; Ctrl-C is for the parent, which then stops the workers."""
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _run(write_one: partial, patients: int, workers: int, progress: bool) -> list[list]:
-    """Write every patient, in processes of their own if that pays."""
-    workers = workers or len(os.sched_getaffinity(0))
-    # A process takes about as long to start as a dozen patients take to render.
-    workers = min(workers, 1 + patients // 16)
-
-    def shown(results: Iterator) -> list[list]:
-        bar = tqdm(results, total=patients, desc="phantom", unit="patient", disable=not progress)
-        return list(bar)
-
-    if workers == 1:
-        return shown(map(write_one, range(patients)))
-    # Not forked: the calling process may hold threads (torch, OpenCV) that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            return shown(pool.map(write_one, range(patients), chunksize=4))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _write_patient(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import cv2
+from tqdm import tqdm
 
 from sgc_experiments.data.phantom.render import is_malignant
 from sgc_experiments.errors import UserError
@@ -44,7 +46,11 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    progress: bool = False,
 ) -> list[Result]:
     """`[function(item) for item in items]` by several processes; the order is kept.
 
@@ -52,18 +58,34 @@ def in_parallel(
         function: importable by name, since it travels to fresh processes.
         items: the arguments.
         workers: processes; 0 takes one per core, 1 stays in this process.
+        progress: show a bar on stderr.
     """
+
+    def shown(results: Iterator[Result]) -> list[Result]:
+        return list(
+            tqdm(results, "phantom", total=len(items), unit="patient", disable=not progress)
+        )
+
     workers = workers or len(os.sched_getaffinity(0))
     # A process takes about as long to start as a dozen patients take to write.
     workers = min(workers, 1 + len(items) // 16)
     if workers == 1:
-        return [function(item) for item in items]
+        return shown(map(function, items))
     # Fresh processes: a fork of a parent whose libraries run threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
-        return list(pool.map(function, items, chunksize=4))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        try:
+            return shown(pool.map(function, items, chunksize=4))
+        except BaseException:
+            # Else the pool would finish everything that is queued before it lets go.
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """One thread per process; Ctrl-C is for the parent, which then stops its workers."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def ranks(patients: int, *, seed: int) -> list[tuple[bool, int]]:

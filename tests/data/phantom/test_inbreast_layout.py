@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,17 @@ def test_a_finished_release_is_kept(release):
     assert (release / "INbreast.csv").stat() == before
 
 
+def test_two_writers_at_once_make_one_release(tmp_path):
+    arguments = {**ARGUMENTS, "patients": 10, "workers": 1}
+    with ThreadPoolExecutor(2) as threads:
+        futures = [
+            threads.submit(write_inbreast, tmp_path / "phantom", **arguments) for _ in range(2)
+        ]
+        releases = {future.result() for future in futures}
+    assert releases == {tmp_path / "phantom" / RELEASE}
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
+
+
 def test_another_release_is_not_overwritten(release):
     with pytest.raises(UserError, match="holds something else"):
         write_inbreast(release.parent, **{**ARGUMENTS, "seed": 6})
@@ -214,7 +226,7 @@ def test_an_interrupted_release_never_looks_complete(tmp_path, kill):
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(f".phantom.*/{RELEASE}/AllDICOMs/*.dcm")):
+    while not list(tmp_path.glob(f".phantom-*/{RELEASE}/AllDICOMs/*.dcm")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)

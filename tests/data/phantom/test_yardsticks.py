@@ -40,6 +40,18 @@ def test_standard_phantom_passes_its_gate(release):
     assert format_yardsticks(table).count(": met") == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("difficulty", ["standard", "hard"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_full_size_phantoms_pass_their_gates(tmp_path, difficulty, seed):
+    release = write_inbreast(
+        tmp_path / "phantom", patients=360, seed=seed, difficulty=difficulty, progress=False
+    )
+    text = format_yardsticks(yardsticks(release, bootstrap=200))
+    assert "MISSED" not in text
+    assert text.count(": met") == (4 if difficulty == "standard" else 3)
+
+
 def test_lesions_are_as_common_and_as_large_in_benign_patients(release):
     truth = pd.read_csv(release.parent / TRUTH)
     width = truth["x1"] - truth["x0"]
