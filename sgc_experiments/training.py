@@ -205,7 +205,7 @@ class _Run:
         self.step = 0
         self.stale = 0
         self.best_step, self.best_value = 0, math.inf
-        self.best = self.ema.module.state_dict()
+        self.best = self._average()
         self.history: list[dict[str, float]] = []
         self.earlier_seconds, self.started = 0.0, time.monotonic()
 
@@ -259,10 +259,14 @@ class _Run:
         # Without validation images, the latest are the best.
         if value < self.best_value or value == -math.inf:
             self.stale, self.best_step, self.best_value = 0, self.step, value
-            self.best = {k: v.clone() for k, v in self.ema.module.state_dict().items()}
+            self.best = self._average()
         else:
             self.stale += 1
         return metrics
+
+    def _average(self) -> dict[str, Tensor]:
+        """A copy of the averaged weights."""
+        return {k: v.clone() for k, v in self.ema.module.state_dict().items()}
 
     def _fingerprint(self) -> str:
         """Of all that must be the same for a checkpoint to be resumed."""

@@ -1,0 +1,304 @@
+"""The loop: budgets, order, resumption to the last digit, and clear ends."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sgc_experiments.augmentation import AugmentationSettings
+from sgc_experiments.batches import BatchOrder, from_model_range, to_model_range
+from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
+from sgc_experiments.errors import UserError
+from sgc_experiments.training import ImageSet, TrainingDiverged, TrainingSettings, train
+
+SETTINGS = TrainingSettings(
+    budget="steps:12", batch_size=4, validate_every=4, checkpoint_every=3, progress=False
+)
+
+
+class Classification:
+    """The smallest discriminative objective; dropout in the network tests the generators."""
+
+    monitor = "entropy"
+
+    def loss(self, network, images, labels, generator):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        return loss, {"entropy": float(loss.detach())}
+
+    def validate(self, network, images, labels):
+        with torch.no_grad():
+            output = network(to_model_range(images))
+        loss = nn.functional.cross_entropy(output, torch.as_tensor(labels))
+        return {"entropy": float(loss)}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        assert not state
+
+
+def make_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.3), nn.Linear(8, 2))
+
+
+def make_images(count=20, seed=0):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 65536, (count, 8, 8), dtype=np.uint16)
+    labels = np.arange(count) % 2
+    images[labels == 1, 2:6] //= 2
+    return ImageSet(images, labels)
+
+
+def run(settings=SETTINGS, objective=None, **options):
+    network = make_network()
+    result = train(
+        network,
+        objective or Classification(),
+        make_images(),
+        make_images(10, seed=1),
+        settings=settings,
+        **options,
+    )
+    return network.state_dict(), result
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_same_seed_same_numbers_to_the_last_digit():
+    weights, result = run()
+    again, result_again = run()
+    assert same(weights, again)
+    assert result.history == result_again.history
+    other, _ = run(replace(SETTINGS, seed=1))
+    assert not same(weights, other)
+
+
+def test_the_callers_generators_are_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    network = nn.Linear(2, 2)  # uses the generator; then training must not
+    torch.manual_seed(5)
+    run()
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), expected)
+    assert network is not None
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 7, 11])
+def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, stop_at):
+    weights, result = run()
+    steps = []
+
+    def should_stop():
+        steps.append(1)
+        return len(steps) == stop_at
+
+    _, interrupted = run(checkpoint_dir=tmp_path, should_stop=should_stop)
+    assert (interrupted.stopped, interrupted.steps) == ("interrupted", stop_at)
+    resumed, result_resumed = run(checkpoint_dir=tmp_path)
+    assert same(weights, resumed)
+    assert result_resumed.history == result.history
+    assert result_resumed.best_step == result.best_step
+
+
+KILLED = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from tests.test_training import SETTINGS, run
+
+def report(metrics, step):
+    print(step, flush=True)
+    time.sleep(0.2)
+
+run(replace(SETTINGS, log_every=1), checkpoint_dir=Path(sys.argv[1]), on_step=report)
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
+    weights, result = run()
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    for line in process.stdout:
+        if int(line) >= 8:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert load_checkpoint(tmp_path)[1]["step"] in (6, 9)
+    resumed, result_resumed = run(checkpoint_dir=tmp_path)
+    assert same(weights, resumed)
+    assert result_resumed.history == result.history
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    weights, _ = run()
+    run(checkpoint_dir=tmp_path)
+    files = sorted(tmp_path.glob("checkpoint-*"))
+    assert len(files) == 2
+    content = bytearray(files[-1].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[-1].write_bytes(content)
+    assert load_checkpoint(tmp_path)[1]["step"] == 9
+    resumed, _ = run(checkpoint_dir=tmp_path)
+    assert same(weights, resumed)
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
+    path = save_checkpoint(tmp_path, 5, {"a/b": torch.arange(4)}, {"step": 5})
+    (tmp_path / f".{path.name}.123").write_bytes(path.read_bytes()[:30])
+    tensors, state = load_checkpoint(tmp_path)
+    assert (tensors["a/b"].tolist(), state) == ([0, 1, 2, 3], {"step": 5})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert load_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"learning_rate": 1e-3}, {"seed": 1}, {"augmentation": AugmentationSettings.none()}]
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed):
+    run(checkpoint_dir=tmp_path)
+    with pytest.raises(UserError, match="other settings"):
+        run(replace(SETTINGS, **changed), checkpoint_dir=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_images(tmp_path):
+    class Diverging(Classification):
+        def loss(self, network, images, labels, generator):
+            loss, metrics = super().loss(network, images, labels, generator)
+            self.calls = getattr(self, "calls", 0) + 1
+            return loss * (math.nan if self.calls == 6 else 1), metrics
+
+    with pytest.raises(TrainingDiverged, match="step 5") as caught:
+        run(objective=Diverging(), checkpoint_dir=tmp_path)
+    order = BatchOrder(make_images().labels, batch_size=4, balanced=True, seed=0)
+    assert caught.value.indices == order.batch(5).tolist()
+    tensors, state = load_checkpoint(tmp_path)
+    assert state["step"] == 5
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+class Scripted(Classification):
+    """Validation values as told."""
+
+    def __init__(self, values):
+        self.values = iter(values)
+
+    def validate(self, network, images, labels):
+        return {"entropy": next(self.values)}
+
+
+def test_patience_stops_and_the_best_average_is_kept():
+    settings = replace(SETTINGS, budget="steps:100", patience=2)
+    seen = {}
+    objective = Scripted([3.0, 1.0, 2.0, math.nan])
+    original = objective.validate
+
+    def validate(network, images, labels):
+        metrics = original(network, images, labels)
+        seen[metrics["entropy"]] = {k: v.clone() for k, v in network.state_dict().items()}
+        return metrics
+
+    objective.validate = validate
+    weights, result = run(settings, objective=objective)
+    assert (result.stopped, result.steps, result.best_step) == ("patience", 16, 8)
+    assert same(weights, seen[1.0])
+
+
+@pytest.mark.parametrize(("budget", "steps"), [("steps:7", 7), ("images:30", 8), ("images:32", 8)])
+def test_a_budget_ends_the_training(budget, steps):
+    _, result = run(replace(SETTINGS, budget=budget))
+    assert (result.steps, result.images, result.stopped) == (steps, 4 * steps, "budget")
+    assert result.history[-1]["step"] == steps
+
+
+def test_a_budget_of_seconds_ends_the_training():
+    started = time.monotonic()
+    _, result = run(replace(SETTINGS, budget="seconds:1"))
+    assert result.stopped == "budget"
+    assert 1 <= time.monotonic() - started < 10
+
+
+def test_without_validation_images_the_last_weights_are_kept():
+    network = make_network()
+    empty = ImageSet(np.zeros((0, 8, 8), np.uint16), np.zeros(0, np.int64))
+    result = train(network, Classification(), make_images(), empty, settings=SETTINGS)
+    assert (result.best_step, result.history) == (12, [])
+
+
+def test_metrics_reach_the_callback_and_are_json():
+    calls = []
+    run(replace(SETTINGS, log_every=6), on_step=lambda metrics, step: calls.append((step, metrics)))
+    assert [step for step, _ in calls] == [4, 6, 8, 12]
+    assert {"loss", "learning_rate", "entropy"} <= set(calls[0][1])
+    json.dumps(calls)
+
+
+class TestBatchOrder:
+    LABELS = np.array([0] * 12 + [1] * 3)
+
+    def test_unbalanced_epochs_are_permutations(self):
+        order = BatchOrder(self.LABELS, batch_size=5, balanced=False, seed=0)
+        epochs = [np.concatenate([order.batch(3 * e + i) for i in range(3)]) for e in range(3)]
+        assert all(sorted(epoch) == list(range(15)) for epoch in epochs)
+        assert not np.array_equal(epochs[0], epochs[1])
+
+    def test_balanced_batches_share_the_classes_and_miss_no_image(self):
+        order = BatchOrder(self.LABELS, batch_size=6, balanced=True, seed=0)
+        batches = [order.batch(i) for i in range(8)]
+        assert all(self.LABELS[batch].sum() == 3 for batch in batches)
+        counts = Counter(np.concatenate(batches).tolist())
+        assert {counts[i] for i in range(12)} == {2}
+        assert {counts[i] for i in range(12, 15)} == {8}
+
+    def test_a_batch_needs_none_before_it(self):
+        first, second = (
+            BatchOrder(self.LABELS, batch_size=7, balanced=True, seed=3) for _ in range(2)
+        )
+        for step in range(20):
+            first.batch(step)
+        assert np.array_equal(first.batch(20), second.batch(20))
+
+
+def test_model_range_spans_minus_one_to_one_and_back():
+    images = np.array([[[0, 65535], [1, 32768]]], dtype=np.uint16)
+    x = to_model_range(images)
+    assert (x.min(), x.max()) == (-1, 1)
+    assert np.array_equal(from_model_range(x), images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"budget": "epochs:3"}, "budget"),
+        ({"budget": "steps:0"}, "budget"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"precision": "fp16"}, "precision"),
+        ({"patience": -1}, "patience"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        TrainingSettings(**arguments)
