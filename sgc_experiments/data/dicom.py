@@ -13,6 +13,7 @@ import hashlib
 import stat
 from pathlib import Path
 
+import cv2
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut
@@ -84,8 +85,11 @@ def read_stored(data: bytes) -> tuple[np.ndarray, Header, Dataset]:
 def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarray:
     """Turn stored values into the brightness that a radiologist sees.
 
+    Each step depends on a pixel's stored value alone, so it is applied to the table of all stored
+    values, and to the image by looking up.
+
     Args:
-        stored: (H, W) integers.
+        stored: (H, W) integers of 8 or 16 bits.
         header: the facts about them.
         dataset: the modality LUT, if any.
 
@@ -95,15 +99,13 @@ def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarra
     Raises:
         RejectedFile: the modality LUT is broken, or the image is blank.
     """
-    values = _modality(stored, dataset)
-    padding = None
+    index = stored.view(f"u{stored.itemsize}")
+    every_value = np.arange(2 ** (8 * stored.itemsize)).astype(index.dtype).view(stored.dtype)
+    values = _modality(every_value, dataset)
+    padding = np.zeros(len(values), bool)
     if header.padding is not None:
         low, high = header.padding
-        padding = (stored >= low) & (stored <= high)
-        if padding.all():
-            raise RejectedFile(Reason.BLANK)
-        # At the level of air meanwhile, so that it can never be taken for the breast.
-        values[padding] = values[~padding].max() if header.inverted else values[~padding].min()
+        padding = (every_value >= low) & (every_value <= high)
     if header.window is not None:
         brightness = apply_window(values, *header.window)
         if header.inverted:
@@ -111,11 +113,16 @@ def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarra
     else:
         if header.inverted:
             values = -values
-        low, high = breast_range(values, breast_mask(values))
+        if padding.any():
+            seen = (np.bincount(index.ravel(), minlength=len(values)) > 0) & ~padding
+            if not seen.any():
+                raise RejectedFile(Reason.BLANK)
+            values[padding] = values[seen].min()  # air: never to be taken for the breast
+        image = values[index]
+        low, high = breast_range(image, breast_mask(image))
         brightness = np.clip((values - low) / (high - low), 0, 1)
-    if padding is not None:
-        brightness[padding] = 0
-    return np.rint(brightness * FULL_RANGE).astype(np.uint16)
+    brightness[padding] = 0
+    return cv2.LUT(index, np.rint(brightness * FULL_RANGE).astype(np.uint16))
 
 
 def apply_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:

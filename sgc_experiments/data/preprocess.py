@@ -104,7 +104,7 @@ def preprocess(
         square = stretch(square, low, high)
     else:
         window = breast_window(mask, margin=settings.margin)
-        breast = crop(np.where(mask, image, 0), window)
+        breast = np.where(crop(mask, window), crop(image, window), 0)
         square, scale, offset = fit_square(breast, settings.image_size)
         square = np.rint(square).astype(np.uint16)
     if settings.clahe:
@@ -119,7 +119,7 @@ def breast_mask(image: np.ndarray) -> np.ndarray:
     Otsu's darker class: digitised film has a base density well above 0.
 
     Args:
-        image: (H, W), bright = dense; any real type.
+        image: (H, W), bright = dense; uint16 or float32.
 
     Returns:
         (H, W) bool.
@@ -217,8 +217,11 @@ def crop(image: np.ndarray, window: Window) -> np.ndarray:
     Mirroring keeps a lesion at the chest wall in the centre without an artificial edge, on which a
     likelihood would spend its evidence.
     """
-    rows = _mirrored(window.y0, window.y1, image.shape[0])
-    columns = _mirrored(window.x0, window.x1, image.shape[1])
+    height, width = image.shape
+    if min(window) >= 0 and window.x1 <= width and window.y1 <= height:
+        return image[window.y0 : window.y1, window.x0 : window.x1]
+    rows = _mirrored(window.y0, window.y1, height)
+    columns = _mirrored(window.x0, window.x1, width)
     return image[np.ix_(rows, columns)]
 
 
