@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sgc_experiments.config import TrainConfig, parse
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import TrainConfig
 from tests.conftest import SMALL
 
 
@@ -127,8 +128,9 @@ def test_same_seed_same_numbers_to_the_last_digit(finished):
 def test_the_first_of_equals_is_champion(finished):
     client = finished.client
     versions = client.search_model_versions("name='sgc-phantom'")
-    assert [int(v.version) for v in versions] == [2, 1]
-    assert client.get_model_version_by_alias("sgc-phantom", "champion").version == "1"
+    assert [str(v.version) for v in versions] == ["2", "1"]
+    champion = client.get_model_version_by_alias("sgc-phantom", "champion")
+    assert str(champion.version) == "1"
     assert float(versions[0].tags["val_auc"]) == float(versions[1].tags["val_auc"])
 
 
