@@ -1,24 +1,18 @@
 """Every parameter of every entry point: its name, type, bounds, default and help text, once.
 
-The command line (``--name value``), ``mlflow run -P name=value``, environment variables
-(``SGC_NAME``) and a YAML file (``config=FILE``) all end in the same validated object, in that order
-of precedence. The resolved object is logged with the run under the prefix ``config.``.
+How they are given is the matter of ``command_line.py``. The resolved object is logged with the run
+under the prefix ``config.``.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
 
-from sgc_experiments.errors import UserError
+from sgc_experiments.command_line import Config
 
 GENERATIVE_MODEL = "sgc"
 AUTO = "auto"
@@ -36,20 +30,9 @@ def _split_commas(value: object) -> object:
 
 
 Channels = Annotated[
-    tuple[Annotated[int, Field(ge=4, le=2048)], ...], BeforeValidator(_split_commas)
+    tuple[Annotated[int, Field(ge=4, le=2048)], ...], NoDecode, BeforeValidator(_split_commas)
 ]
-
-
-class Config(BaseSettings):
-    """What every entry point's configuration shares."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="SGC_",
-        extra="forbid",
-        frozen=True,
-        protected_namespaces=(),
-    )
-    entry_point: ClassVar[str]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
 
 class DataConfig(Config):
@@ -127,13 +110,10 @@ class PrepareConfig(DataConfig):
     )
 
 
-class TrainConfig(DataConfig):
-    """Fit one classifier, evaluate it on test and register it."""
-
-    entry_point: ClassVar[str] = "train"
+class FitConfig(DataConfig):
+    """How models are fitted and evaluated, whichever they are."""
 
     config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
-    model: str = Field(GENERATIVE_MODEL, description="sgc, the score-based generative classifier")
 
     sde: Literal["vp", "cosine", "sub_vp", "ve"] = Field("vp", description="the diffusion process")
     beta_min: float = Field(0.1, gt=0, le=100, description="the noise rate at t = 0 (vp, sub_vp)")
@@ -180,7 +160,11 @@ class TrainConfig(DataConfig):
         description="how long to train: steps:N, images:N or seconds:N",
     )
     batch_size: int = Field(32, ge=2, le=4096, description="images per optimiser step")
-    learning_rate: float = Field(2e-3, gt=0, le=1, description="the peak learning rate of AdamW")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        AUTO,
+        description="the peak learning rate of AdamW "
+        "(auto: 0.002 for sgc, 0.001 for a timm model, 0.0003 from pretrained weights)",
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="the weight decay of AdamW")
     ema_decay: float = Field(
         0.998, ge=0, lt=1, description="the decay of the weights' moving average"
@@ -200,20 +184,104 @@ class TrainConfig(DataConfig):
         AUTO, description="the precision of the network (auto: bf16 on a GPU that has it)"
     )
     compile: bool = Field(False, description="compile the network; pays for long runs")
+
+    pretrained: bool = Field(False, description="start a timm model from its ImageNet weights")
+    weights: Path | None = Field(
+        None, description="a file of weights that a timm model starts from (safetensors or .pth)"
+    )
+    class_weights: bool = Field(
+        False,
+        description="weigh the classes of a timm model by rarity (needs balanced=false)",
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of a timm model")
+    mixup: float = Field(0.0, ge=0, le=10, description="the strength of a timm model's mixup")
+    drop_rate: float = Field(
+        0.0, ge=0, lt=1, description="dropout before a timm model's last layer"
+    )
+    drop_path_rate: float = Field(0.0, ge=0, lt=1, description="a timm model's stochastic depth")
+
+    folds: int = Field(0, ge=0, le=100, description="folds of a cross-validation (0: one split)")
+    repeats: int = Field(
+        1, ge=1, le=100, description="how often the cross-validation is repeated, with other folds"
+    )
     bootstrap: int = Field(
         2000, ge=100, le=100000, description="resamples of patients behind each interval"
     )
     register_model: bool = Field(True, description="put the fitted model into the registry")
 
     @model_validator(mode="after")
-    def _noise_grows(self) -> TrainConfig:
+    def _parameters_agree(self) -> FitConfig:
         if self.beta_max <= self.beta_min:
             raise ValueError("beta_max must be larger than beta_min")
         if self.sigma_max <= self.sigma_min:
             raise ValueError("sigma_max must be larger than sigma_min")
         if self.log_snr_max <= self.log_snr_min:
             raise ValueError("log_snr_max must be larger than log_snr_min")
+        if self.class_weights and self.balanced:
+            raise ValueError("class_weights=true corrects twice for skew: add balanced=false")
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (one split) or at least 2")
+        if self.repeats > 1 and not self.folds:
+            raise ValueError("repeats needs a cross-validation: add folds=5")
         return self
+
+
+class TrainConfig(FitConfig):
+    """Fit one classifier, evaluate it on test and register it."""
+
+    entry_point: ClassVar[str] = "train"
+
+    model: str = Field(
+        GENERATIVE_MODEL,
+        description="sgc (the score-based generative classifier), any timm model such as resnet18, "
+        "logistic_regression or majority",
+    )
+
+
+class BaselineConfig(FitConfig):
+    """Fit several models on the same split and compare them."""
+
+    entry_point: ClassVar[str] = "baseline"
+
+    models: Names = Field(
+        ("resnet18", "efficientnet_b0"),
+        min_length=1,
+        description="the models, separated by commas, as for train; the first is the reference",
+    )
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> BaselineConfig:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models={','.join(self.models)} names a model twice")
+        return self
+
+    def of(self, model: str) -> TrainConfig:
+        """The configuration of one of the models."""
+        return TrainConfig(**self.model_dump(exclude={"models"}), model=model)
+
+
+class CompareConfig(Config):
+    """Compare finished runs that were tested on the same patients."""
+
+    entry_point: ClassVar[str] = "compare"
+
+    config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
+    experiment: str = Field(
+        "", description="the name of the experiment whose runs are compared (none: the active one)"
+    )
+    runs: Names = Field(
+        (), description="names or ids of the runs to compare, separated by commas (none: all)"
+    )
+    split: str = Field(
+        "", description="the beginning of the split digest to compare under (none: must be one)"
+    )
+    reference: str = Field(
+        "", description="the model that the others are compared with (none: sgc, else the first)"
+    )
+    bootstrap: int = Field(
+        2000, ge=100, le=100000, description="resamples of patients behind each interval"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="the seed of the resamples")
 
 
 class PhantomConfig(Config):
@@ -239,114 +307,7 @@ class PhantomConfig(Config):
     workers: int = Field(0, ge=0, le=256, description="processes that render (0: all cores)")
 
 
-ConfigT = TypeVar("ConfigT", bound=Config)
 DataConfigT = TypeVar("DataConfigT", bound=DataConfig)
-
-
-def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
-    """Turn ``--name value`` arguments into a validated configuration.
-
-    Raises:
-        UserError: a name, a value or a combination is wrong; all of them are listed.
-        SystemExit: after ``--help``.
-    """
-    given = _read_arguments(config_class, arguments)
-    if "config" in given:
-        given = _read_yaml(config_class, Path(given["config"])) | given
-    try:
-        return config_class(**given)
-    except ValidationError as error:
-        raise UserError(_explain(config_class, error, given)) from None
-
-
-def _read_arguments(config_class: type[ConfigT], arguments: Sequence[str]) -> dict[str, str]:
-    fields = config_class.model_fields
-    parser = argparse.ArgumentParser(
-        prog=f"python -m sgc_experiments {config_class.entry_point}",
-        description=config_class.__doc__,
-        allow_abbrev=False,
-        exit_on_error=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    for name, field in fields.items():
-        text = f"{field.description} [{_default_text(field.default)}]".replace("%", "%%")
-        parser.add_argument(f"--{name}", help=text, metavar="VALUE")
-    names = [a.removeprefix("--").split("=")[0] for a in arguments if a.startswith("--")]
-    _check_names(config_class, [name for name in names if name != "help"], "the command line")
-    try:
-        known, rest = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise UserError(f"The command line could not be read: {error}.") from None
-    if rest:
-        raise UserError(
-            f"The command line holds {rest[0]!r}, which belongs to no parameter; write "
-            "-P name=value after `mlflow run`, or --name value."
-        )
-    return vars(known)
-
-
-def _default_text(default: object) -> str:
-    if default is PydanticUndefined:
-        return "required"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return "none" if default is None else str(default)
-
-
-def _read_yaml(config_class: type[ConfigT], path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"config={path} could not be read ({error.strerror}); give the path of a YAML file."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(
-            f"config={path} is not a YAML file; write one `name: value` a line."
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"config={path} holds no parameters; write one `name: value` a line.")
-    _check_names(config_class, [str(name) for name in content], str(path))
-    return content
-
-
-def _check_names(config_class: type[ConfigT], names: Sequence[str], where: str) -> None:
-    known = list(config_class.model_fields)
-    for name in names:
-        if name in known:
-            continue
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see --help for the list."
-        raise UserError(
-            f"There is no parameter named {name!r} for {config_class.entry_point} "
-            f"(in {where}): {hint}"
-        )
-
-
-def _explain(config_class: type[ConfigT], error: ValidationError, named: Container[str]) -> str:
-    """One sentence per wrong parameter, without the validation library's own vocabulary."""
-    reasons: dict[str, list[str]] = {}
-    given: dict[str, object] = {}
-    for problem in error.errors():
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        reasons.setdefault(name, []).append(reason.split(", unable to parse")[0])
-        given[name] = problem["input"]
-    sentences = []
-    for name, texts in reasons.items():
-        if not name:  # a rule about several parameters names them itself
-            sentences += [f"{text}." for text in texts]
-            continue
-        field = config_class.model_fields[name]
-        if field.is_required() and name not in named:
-            sentences.append(f"{name} is missing: give {name}={field.description}.")
-            continue
-        choices = " or ".join(text.removeprefix("should be ") for text in texts)
-        sentences.append(
-            f"{name}={given[name]} is not valid: it should be {choices} "
-            f"({name} is {field.description}; default {_default_text(field.default)})."
-        )
-    return "\n".join(sentences)
 
 
 def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
@@ -360,4 +321,12 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
     kind = changes.get("input", config.input)
     if config.image_size == AUTO:
         changes["image_size"] = {"roi": 48, "whole": 384 if gpu else 96}[kind]
+    if isinstance(config, TrainConfig) and config.learning_rate == AUTO:
+        changes["learning_rate"] = _learning_rate(config)
     return config.model_copy(update=changes)
+
+
+def _learning_rate(config: TrainConfig) -> float:
+    if config.model == GENERATIVE_MODEL:
+        return 2e-3
+    return 3e-4 if config.pretrained or config.weights else 1e-3

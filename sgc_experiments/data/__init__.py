@@ -114,7 +114,7 @@ def load_dataset(
     if name not in READERS:
         raise UserError(f"dataset={name!r} is unknown; choose one of {', '.join(READERS)}.")
     if name == "phantom":
-        root = _generate_phantom(cache_dir, workers, progress, **(phantom or {}))
+        root = generate_phantom(cache_dir, workers, progress, **(phantom or {}))
     else:
         root = data_dir or Path("data")
     options = dict(reader_options or {})
@@ -145,8 +145,18 @@ def load_dataset(
     )
 
 
-def _generate_phantom(cache_dir: Path, workers: int, progress: bool, **parameters: Any) -> Path:
-    """Write the phantom on first use; the folder's name says what is in it."""
+def generate_phantom(cache_dir: Path, workers: int, progress: bool, **parameters: Any) -> Path:
+    """Write the phantom on first use; the folder's name says what is in it.
+
+    Args:
+        cache_dir: the release lies below it.
+        workers: processes, 0 for one per core; the files do not depend on it.
+        progress: whether to show a bar.
+        parameters: patients, seed and difficulty.
+
+    Returns:
+        The release folder.
+    """
     from sgc_experiments.data.phantom.inbreast_layout import write_inbreast
 
     name = "-".join(f"{key}_{value}" for key, value in sorted(parameters.items()))
