@@ -13,7 +13,9 @@ backward pass for a probe v. Probes and everything else are shared by the classe
 
 Solvers: Dormand-Prince 5(4) with adaptive steps in t (torchdiffeq), each image integrated on its
 own, since a step size chosen for a batch would make a result depend on the batch; or Heun's method
-on a fixed grid, even in λ, for many images at once.
+on a fixed grid, even in λ, for many images at once. Per unit of λ, and in variance-preserving
+coordinates, all SDEs have one and the same flow, dz/dλ = ½ σ² z − ½ σ ε̂_c, and differ only in the
+range of λ; that is the form in which Heun's method integrates.
 
 References: Song et al., arXiv:2011.13456, appendix D; Grathwohl et al., FFJORD, arXiv:1810.01367;
 Skilling 1989 and Hutchinson 1990 (the trace); Karras et al., arXiv:2206.00364 (Heun).
@@ -26,11 +28,14 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torchdiffeq import odeint
 
 from sgc_experiments.likelihood import Denoiser, LikelihoodEstimate
 from sgc_experiments.score_network import repeat
 from sgc_experiments.sde import SDE
+
+State = tuple[Tensor, Tensor]  # z and a divergence, or the rates of both
 
 PROBES = ("rademacher", "gaussian")
 SOLVERS = ("dopri5", "heun")
@@ -156,7 +161,9 @@ def probability_flow_ode(
 
     def error(samples: Tensor) -> Tensor:
         if settings.divergence == "exact":
-            return torch.zeros(samples.shape[:2], dtype=torch.float64)
+            return torch.zeros_like(samples[:, :, 0])
+        if probes == 1:
+            return torch.full_like(samples[:, :, 0], math.nan)
         return samples.std(2) / math.sqrt(probes)
 
     return LikelihoodEstimate(
@@ -190,81 +197,76 @@ class _Flow:
         )
         self.calls = 0
 
-    def velocity(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/dt and its divergence at time t (a scalar) for z (B, ...)."""
+    def _along(self, drift: float, noise: float, unit: float, log_snr: Tensor, z: Tensor) -> State:
+        """Rate drift · z − noise · ε̂(unit · z) and its divergence, per row."""
         self.calls += 1
-        t = t.detach().double().cpu().reshape(())
-        log_snr, rate = self.sde.log_snr(t), self.sde.log_snr_rate(t)
-        alpha, sigma = self.sde.marginal_prob(t)
-        drift, _ = self.sde.drift_and_diffusion(t)
         levels = log_snr.expand(len(z)).to(z.device)
-        # The network's coordinates have α² + σ² = 1.
-        unit = 1 / math.hypot(float(alpha), float(sigma))
 
         def function(z: Tensor) -> Tensor:
-            eps = self.denoiser(z * unit, levels, self.labels).to(z.dtype)
-            return float(drift) * z - float(0.5 * sigma * rate) * eps
+            eps = self.denoiser(unit * z, levels, self.labels).to(z.dtype)
+            return drift * z - noise * eps
 
         if self.settings.divergence == "exact":
             return exact_trace(function, z)
         return hutchinson_trace(function, z, self.probe)
 
     def log_likelihood(self) -> Tensor:
-        """Log p(x|c) per image, class and probe, float64 (N, C, P)."""
-        times = self.sde.time(self.ends)
-        alpha, _ = self.sde.marginal_prob(times[:1])
-        z = self.images * float(alpha)
+        """One log p(x|c) per image, class and probe, float64 (N, C, P)."""
         integrate = self._dopri5 if self.settings.solver == "dopri5" else self._heun
-        z, divergence = integrate(times, z)
-        dimensions = z[0].numel()
-        total = self._end_log_prob(z, times[1]) + divergence + dimensions * float(alpha.log())
-        return total.reshape(self.shape)
+        return integrate().reshape(self.shape)
 
-    def _end_log_prob(self, z: Tensor, t: Tensor) -> Tensor:
-        """Log-density of N(0, (α² + σ²) I) at the noisy end, which is the prior at t = 1."""
-        alpha, sigma = self.sde.marginal_prob(t)
-        scale = math.hypot(float(alpha), float(sigma))
-        z = z.double().flatten(1) / scale
-        normaliser = 0.5 * math.log(2 * math.pi) + math.log(scale)
-        return -0.5 * z.square().sum(1) - z.shape[1] * normaliser
+    def _dopri5(self) -> Tensor:
+        """In the SDE's own variables and time."""
+        times = self.sde.time(self.ends)
+        alpha, sigma = self.sde.marginal_prob(times)
+        scale = torch.hypot(alpha, sigma)
 
-    def _dopri5(self, times: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        def rates(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            velocity, divergence = self.velocity(t, state[0])
-            return velocity, divergence.to(z.dtype)
+        def rates(t: Tensor, state: State) -> State:
+            t = t.detach().double().cpu()
+            alpha, sigma = self.sde.marginal_prob(t)
+            drift, _ = self.sde.drift_and_diffusion(t)
+            noise = 0.5 * sigma * self.sde.log_snr_rate(t)
+            unit = 1 / torch.hypot(alpha, sigma)
+            velocity, divergence = self._along(
+                float(drift), float(noise), float(unit), self.sde.log_snr(t), state[0]
+            )
+            return velocity, divergence.to(state[1].dtype)
 
-        tolerance = self.settings.tolerance
-        start = (z, torch.zeros(len(z), dtype=z.dtype, device=z.device))
-        times = times.to(z.device)
+        x = self.images
+        start = (x * float(alpha[0]), torch.zeros(len(x), dtype=x.dtype, device=x.device))
         # The solver would step beyond the end and interpolate, to where an SDE is not defined.
         path, divergence = odeint(
             rates,
             start,
-            times,
-            rtol=tolerance,
-            atol=tolerance,
+            times.to(x.device),
+            rtol=self.settings.tolerance,
+            atol=self.settings.tolerance,
             method="dopri5",
-            options={"step_t": times[1:]},
+            options={"step_t": times[1:], "jump_t": self.sde.kinks()},
         )
-        return path[-1], divergence[-1].double()
+        volume = x[0].numel() * float(alpha[0].log() - scale[1].log())
+        return _standard_normal_log_prob(path[-1] / float(scale[1])) + divergence[-1] + volume
 
-    def _heun(self, times: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Heun's method in λ: dz/dλ = (dz/dt) / λ˙ on an even grid."""
-        grid = self.sde.time(
-            torch.linspace(
-                float(self.ends[0]), float(self.ends[1]), self.settings.steps + 1
-            ).double()
-        )
+    def _heun(self) -> Tensor:
+        """In λ and variance-preserving coordinates."""
+        grid = torch.linspace(*self.ends.tolist(), self.settings.steps + 1, dtype=torch.float64)
         step = float(self.ends.diff()) / self.settings.steps
+        log_alpha = 0.5 * logsigmoid(grid[0])
+        z = self.images * float(log_alpha.exp())
         total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-        for t, t_next in pairwise(grid):
-            slope, trace = self._per_log_snr(t, z)
-            ahead, trace_ahead = self._per_log_snr(t_next, z + step * slope)
+        for level, next_level in pairwise(grid):
+            slope, trace = self._per_log_snr(level, z)
+            ahead, trace_ahead = self._per_log_snr(next_level, z + step * slope)
             z = z + 0.5 * step * (slope + ahead)
             total += 0.5 * step * (trace + trace_ahead).double()
-        return z, total
+        return _standard_normal_log_prob(z) + total + z[0].numel() * float(log_alpha)
 
-    def _per_log_snr(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        velocity, divergence = self.velocity(t, z)
-        rate = float(self.sde.log_snr_rate(t))
-        return velocity / rate, divergence / rate
+    def _per_log_snr(self, log_snr: Tensor, z: Tensor) -> State:
+        variance = float(torch.sigmoid(-log_snr))
+        return self._along(0.5 * variance, 0.5 * math.sqrt(variance), 1.0, log_snr, z)
+
+
+def _standard_normal_log_prob(z: Tensor) -> Tensor:
+    """Float64 (B,), nats."""
+    z = z.double().flatten(1)
+    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))

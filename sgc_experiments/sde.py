@@ -81,6 +81,10 @@ class SDE(ABC):
         ends = self.log_snr(torch.tensor([1.0, T_MIN], dtype=torch.float64))
         return float(ends[0]), float(ends[1])
 
+    def kinks(self) -> Tensor:
+        """Times in (T_MIN, 1) at which f and g jump, ascending, for solvers; float64."""
+        return torch.zeros(0, dtype=torch.float64)
+
     def marginal_prob(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α(t) and σ(t) of p(z_t | x) = N(α x, σ² I); float64, same shape as `t`."""
         log_alpha = self._log_alpha(t.double())
@@ -222,6 +226,10 @@ class LogSNRVPSDE(_VariancePreserving):
         index = index.clamp(0, knots.numel() - 2)
         place = (log_snr - knots[index]) / (knots[index + 1] - knots[index])
         return T_MIN + (index + place) * self.segment
+
+    def kinks(self) -> Tensor:
+        """Times of the inner knots."""
+        return T_MIN + torch.arange(1, self.knots.numel() - 1).double() * self.segment
 
     def _log_snr_rate(self, t: Tensor) -> Tensor:
         index = ((t - T_MIN) / self.segment).floor()
