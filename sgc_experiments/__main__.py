@@ -16,6 +16,8 @@ from sgc_experiments.errors import UserError
 
 ENTRY_POINTS = {
     "train": "fit one classifier, evaluate it on test and register it",
+    "baseline": "fit several models on the same split and compare them",
+    "compare": "compare finished runs that were tested on the same patients",
     "prepare": "index, check, cache and split a dataset, and report on its quality",
     "phantom": "write synthetic mammograms in the layout of a real dataset",
     "yardsticks": "print how hard a phantom is, by measures that are none of our models",

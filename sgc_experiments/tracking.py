@@ -76,7 +76,7 @@ class TrackedRun:
             "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
         }
         mlflow.log_text(json.dumps(environment, indent=2), "environment.json")
-        mlflow.set_tag("commit", _commit())
+        mlflow.set_tag("commit", commit())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log finite metrics; a metric that does not exist (NaN) is left out."""
@@ -91,6 +91,10 @@ class TrackedRun:
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Log a table as ``<name>.csv``."""
         mlflow.log_text(table.to_csv(index=False, lineterminator="\n"), f"{name}.csv")
+
+    def log_page(self, html: str, name: str) -> None:
+        """Log a page as ``<name>.html``."""
+        mlflow.log_text(html, f"{name}.html")
 
     def log_input(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
         """Log one subset as a dataset input; only pseudonyms and labels are in ``table``."""
@@ -169,15 +173,20 @@ class TrackedRun:
 
 
 @contextmanager
-def start_run(name: str, tags: Mapping[str, object]) -> Iterator[TrackedRun]:
+def start_run(
+    name: str, tags: Mapping[str, object], *, nested: bool = False
+) -> Iterator[TrackedRun]:
     """Open a run (or take over the one that ``mlflow run`` opened) and close it as it ends.
 
     Args:
         name: how the UI lists the run.
         tags: set at once, so that a run that fails early can be found too.
+        nested: below the run that is open.
     """
     active = mlflow.start_run(
-        run_name=None if "MLFLOW_RUN_ID" in os.environ else name, log_system_metrics=True
+        run_name=None if "MLFLOW_RUN_ID" in os.environ else name,
+        nested=nested,
+        log_system_metrics=True,
     )
     run = TrackedRun(active.info.run_id, active.info.experiment_id)
     try:
@@ -213,6 +222,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _param(value: Any) -> str:
+    if isinstance(value, Path):  # where it lies is no one else's matter
+        return value.name
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
@@ -230,7 +241,7 @@ def _any_batch(schema: Any) -> Any:
     return Schema([TensorSpec(spec.type, (-1, *spec.shape[1:])) for spec in schema.inputs])
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the running code, with ``-dirty`` when files differ from it."""
     try:
         done = subprocess.run(

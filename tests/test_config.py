@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from sgc_experiments.config import TrainConfig, parse, resolve_defaults
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import TrainConfig, resolve_defaults
 from sgc_experiments.errors import UserError
 
 

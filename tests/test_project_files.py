@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sgc_experiments.__main__ import ENTRY_POINTS
-from sgc_experiments.config import parse
+from sgc_experiments.command_line import parse
 from sgc_experiments.experiments import CONFIGS
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,9 @@ def test_mlproject_parameters_exist_with_the_same_defaults(name):
     config = parse(CONFIGS[module], [])
     for parameter, declared in entry.get("parameters", {}).items():
         assert f"--{parameter} {{{parameter}}}" in rest
-        assert str(getattr(config, parameter)) == str(declared["default"])
+        value = getattr(config, parameter)
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        assert text == str(declared["default"])
 
 
 def test_every_entry_point_of_the_command_line_is_in_mlproject():

@@ -1,5 +1,8 @@
 """Entry points as recipes: each module runs one of them on a validated configuration."""
 
-from sgc_experiments.config import PrepareConfig, TrainConfig
+from sgc_experiments.config import BaselineConfig, CompareConfig, PrepareConfig, TrainConfig
 
-CONFIGS = {config.entry_point: config for config in (TrainConfig, PrepareConfig)}
+CONFIGS = {
+    config.entry_point: config
+    for config in (TrainConfig, BaselineConfig, CompareConfig, PrepareConfig)
+}

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sgc_experiments.config import DataConfig
+from sgc_experiments.config import DataConfig, FitConfig
 from sgc_experiments.data import ImageDataset, load_dataset
-from sgc_experiments.data.splits import Split, low_data_subset, make_split
+from sgc_experiments.data.splits import Split, low_data_subset, make_folds, make_split
+from sgc_experiments.experiments.leakage import check_subsets
 from sgc_experiments.tracking import TrackedRun
 from sgc_experiments.training import ImageSet
 
@@ -47,11 +48,21 @@ def load_data(config: DataConfig) -> Data:
     Raises:
         UserError: the data is missing, contradictory or too small for the split.
     """
+    dataset = load_images(config)
+    return Data(dataset, split_images(config, dataset))
+
+
+def load_images(config: DataConfig) -> ImageDataset:
+    """Read and prepare the dataset that ``config`` names.
+
+    Raises:
+        UserError: the data is missing or contradictory.
+    """
     reader_options = {
         "inbreast": {"birads3": config.birads3},
         "cbis_ddsm": {"abnormality": config.abnormality, "on_leak": config.on_leak},
     }
-    dataset = load_dataset(
+    return load_dataset(
         config.dataset,
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
@@ -66,20 +77,57 @@ def load_data(config: DataConfig) -> Data:
             "difficulty": config.difficulty,
         },
     )
+
+
+def split_images(config: DataConfig, dataset: ImageDataset) -> Split:
+    """The split that ``config`` describes.
+
+    Raises:
+        UserError: there are too few patients for it.
+    """
     split = make_split(
         dataset.table,
         seed=config.split_seed,
         validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
     )
-    if config.n_patients != "all":
-        split = low_data_subset(split, n_patients=config.n_patients, seed=config.split_seed)
-    return Data(dataset, split)
+    return _as_many_as_wanted(config, split)
+
+
+def split_folds(config: FitConfig, dataset: ImageDataset) -> dict[str, Split]:
+    """The folds of the cross-validation that ``config`` describes, by name ("1" or "1.1", …).
+
+    Raises:
+        UserError: there are too few patients for them.
+    """
+    splits = {}
+    for repeat in range(config.repeats):
+        folds = make_folds(
+            dataset.table,
+            folds=config.folds,
+            seed=config.split_seed + repeat,
+            validation_fraction=config.validation_fraction,
+        )
+        for number, split in enumerate(folds, start=1):
+            name = f"{repeat + 1}.{number}" if config.repeats > 1 else str(number)
+            splits[name] = _as_many_as_wanted(config, split)
+    return splits
+
+
+def _as_many_as_wanted(config: DataConfig, split: Split) -> Split:
+    if config.n_patients == "all":
+        return split
+    return low_data_subset(split, n_patients=config.n_patients, seed=config.split_seed)
 
 
 def log_data(run: TrackedRun, data: Data) -> None:
-    """Record which images a run saw: the manifest, its digest, and one dataset input a subset."""
+    """Record which images a run saw: the manifest, its digest, and one dataset input a subset.
+
+    Raises:
+        UserError: a patient is in two subsets.
+    """
     dataset, split = data
+    check_subsets(split.manifest)
     run.set_tags(
         {
             "data_digest": dataset.digest,

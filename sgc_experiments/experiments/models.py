@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from baselines.networks import check_name
+from baselines.simple import LogisticRegressionClassifier, MajorityClassifier
+from baselines.timm_classifier import TimmClassifier
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
@@ -31,6 +34,16 @@ _NETWORK_AND_OBJECTIVE = (
     "label_dropout",
     "evaluations",
 )
+_TIMM = (
+    "pretrained",
+    "weights",
+    "class_weights",
+    "label_smoothing",
+    "mixup",
+    "drop_rate",
+    "drop_path_rate",
+)
+_SIMPLE = {kind.kind: kind for kind in (LogisticRegressionClassifier, MajorityClassifier)}
 _SDE_PARAMETERS = {
     "vp": ("beta_min", "beta_max", "log_snr_shift"),
     "sub_vp": ("beta_min", "beta_max", "log_snr_shift"),
@@ -53,7 +66,14 @@ def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifie
             )
         except ValueError as error:  # a combination that only the network can judge
             raise UserError(f"The model cannot be made: {error}.") from None
-    raise UserError(f"There is no model named {config.model!r}; use model=sgc.")
+    if config.model in _SIMPLE:
+        return _SIMPLE[config.model](classes, config.image_size)
+    return TimmClassifier(
+        classes,
+        config.image_size,
+        model=config.model,
+        **{name: getattr(config, name) for name in _TIMM},
+    )
 
 
 def training_settings(config: TrainConfig) -> TrainingSettings:
@@ -71,7 +91,9 @@ def training_settings(config: TrainConfig) -> TrainingSettings:
         device=config.device,
         compile=config.compile,
         seed=config.seed,
-        augmentation=AugmentationSettings() if config.augment else AugmentationSettings.none(),
+        augmentation=AugmentationSettings(
+            horizontal_flip=config.augment, vertical_flip=config.augment
+        ),
     )
 
 
@@ -87,7 +109,17 @@ def load_classifier(folder: Path) -> Classifier:
         raise UserError(
             "The model's folder holds no readable config.json; register the model again."
         ) from None
-    loaders = {GENERATIVE_MODEL: ScoreBasedClassifier.load}
-    if kind not in loaders:
+    kinds = {GENERATIVE_MODEL: ScoreBasedClassifier, TimmClassifier.kind: TimmClassifier} | _SIMPLE
+    if kind not in kinds:
         raise UserError(f"The model is of an unknown kind, {kind!r}; it needs a newer version.")
-    return loaders[kind](folder)
+    return kinds[kind].load(folder)
+
+
+def check_model(name: str) -> None:
+    """Check a model's name before anything expensive is done.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name != GENERATIVE_MODEL and name not in _SIMPLE:
+        check_name(name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from sgc_experiments.config import PhantomConfig, parse
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import PhantomConfig
 from sgc_experiments.data.phantom.cbis_ddsm_layout import write_cbis_ddsm
 from sgc_experiments.data.phantom.inbreast_layout import write_inbreast
 from sgc_experiments.data.phantom.vindr_mammo_layout import write_vindr_mammo

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from sgc_experiments import figures
-from sgc_experiments.config import PrepareConfig, parse, resolve_defaults
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import PrepareConfig, resolve_defaults
 from sgc_experiments.data import ImageDataset, show_stages
 from sgc_experiments.experiments.datasets import SUBSETS, Data, load_data, log_data
 from sgc_experiments.tracking import TrackedRun, start_run

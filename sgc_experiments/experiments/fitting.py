@@ -1,0 +1,253 @@
+"""From images and a split to a fitted, evaluated and registered classifier, in one MLflow run.
+
+The same steps for every model: nothing here knows which one it is, but for the samples that a
+generative model can draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sgc_experiments import figures
+from sgc_experiments.classifier import ScoreBasedClassifier
+from sgc_experiments.config import TrainConfig
+from sgc_experiments.data import CLASSES
+from sgc_experiments.evaluation import choose_thresholds, evaluation_report, headline
+from sgc_experiments.experiments.datasets import Data, log_data
+from sgc_experiments.experiments.model_card import metric_table, model_card
+from sgc_experiments.experiments.models import build_classifier, training_settings
+from sgc_experiments.experiments.scoring import answer, prediction_table
+from sgc_experiments.protocol import Classifier
+from sgc_experiments.tracking import TrackedRun
+
+SAMPLES_PER_CLASS = 6
+EXAMPLES = 2
+VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
+# What changes neither the training nor its predictions.
+_BESIDE_TRAINING = frozenset(
+    {
+        "data_dir",
+        "cache_dir",
+        "config",
+        "workers",
+        "bootstrap",
+        "register_model",
+        "folds",
+        "repeats",
+    }
+)
+
+logger = logging.getLogger(__name__)
+
+
+def fit_and_publish(run: TrackedRun, config: TrainConfig, data: Data) -> None:
+    """Fit the model of a resolved configuration, evaluate it on test and register it.
+
+    Raises:
+        UserError: the data or a parameter does not allow it.
+    """
+    log_data(run, data)
+    classifier = build_classifier(config, data.dataset.classes)
+    fit(run, config, data, classifier)
+    predictions = predict(run, data, classifier)
+    report = evaluate(run, config, predictions, prior=data.prevalence("train"))
+    if isinstance(classifier, ScoreBasedClassifier):
+        run.log_figure(_sample_sheet(data, classifier, config.seed), "samples")
+    publish(run, config, data, classifier, report)
+
+
+def fit(run: TrackedRun, config: TrainConfig, data: Data, classifier: Classifier) -> None:
+    """Train, with live metrics and checkpoints; the same command resumes a killed training."""
+    checkpoint_dir = config.cache_dir / "checkpoints" / fingerprint(config, data)
+    result = classifier.fit(
+        data.image_set("train"),
+        data.image_set("validation"),
+        settings=training_settings(config),
+        checkpoint_dir=checkpoint_dir,
+        on_step=run.log_metrics,
+    )
+    run.log_metrics(
+        {
+            "training_seconds": result.seconds,
+            "training_steps": result.steps,
+            "training_images": result.images,
+            "best_step": result.best_step,
+        }
+    )
+    history = pd.DataFrame(result.history)
+    run.log_table(history, "training_history")
+    run.log_figure(figures.training_curves(history), "training_curves")
+    shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+
+def fingerprint(config: TrainConfig, data: Data) -> str:
+    """A digest of everything that changes the training, and so the predictions."""
+    relevant = config.model_dump(mode="json", exclude=set(_BESIDE_TRAINING))
+    text = json.dumps([relevant, data.dataset.digest, data.split.digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+class Predictions(NamedTuple):
+    """Tables of ``predictions.py``; with a column ``fold`` after a cross-validation."""
+
+    validation: pd.DataFrame
+    test: pd.DataFrame
+
+
+def predict(run: TrackedRun, data: Data, classifier: Classifier) -> Predictions:
+    """Predict validation and test, and log the predictions with what they cost."""
+    tables = {}
+    for subset in Predictions._fields:
+        images = data.image_set(subset).images
+        rows = data.dataset.table.iloc[data.rows(subset)]
+        started = time.perf_counter()
+        tables[subset] = prediction_table(classifier, images, rows)
+        seconds = (time.perf_counter() - started) / len(images)
+    run.log_metrics(
+        {
+            "inference_seconds_per_image": seconds,
+            "network_evaluations_per_image": classifier.predict_log_odds(images[:1]).evaluations,
+        }
+    )
+    predictions = Predictions(**tables)
+    log_predictions(run, predictions)
+    return predictions
+
+
+def log_predictions(run: TrackedRun, predictions: Predictions) -> None:
+    """Log all predictions as one table, told apart by the column ``subset``."""
+    named = [table.assign(subset=subset) for subset, table in predictions._asdict().items()]
+    run.log_table(pd.concat(named), "predictions")
+
+
+class Report(NamedTuple):
+    """What was measured on validation and test.
+
+    Attributes:
+        table: the test images' table of ``evaluation.evaluation_report``.
+        metrics: the logged scalars, ``val_*`` and ``test_*``.
+    """
+
+    table: pd.DataFrame
+    metrics: dict[str, float]
+
+    def of_images(self) -> pd.DataFrame:
+        """The rows of all test images together."""
+        return self.table[(self.table["level"] == "image") & (self.table["group"] == "all")]
+
+
+def evaluate(
+    run: TrackedRun, config: TrainConfig, predictions: Predictions, *, prior: np.ndarray
+) -> Report:
+    """Evaluate the test predictions, and log tables, metrics and figures.
+
+    Args:
+        run: where to log.
+        config: the resolved configuration.
+        predictions: of validation and test; thresholds are chosen on validation.
+        prior: the share of each class in training, (C,).
+    """
+    validation, test = predictions
+    options = {"n_bootstrap": config.bootstrap, "seed": config.seed, "class_prior": prior}
+    table = evaluation_report(validation, test, **options)
+    run.log_table(table, "test_metrics")
+    metrics = headline(table, "test")
+    metrics |= headline(evaluation_report(validation, validation, **options), "val")
+    run.log_metrics(metrics)
+    _log_figures(run, config, predictions)
+    return Report(table, metrics)
+
+
+def _log_figures(run: TrackedRun, config: TrainConfig, predictions: Predictions) -> None:
+    options = {"n_bootstrap": config.bootstrap, "seed": config.seed}
+    test = predictions.test
+    named = {config.model: test}
+    run.log_figure(figures.roc(named, **options), "roc")
+    run.log_figure(figures.precision_recall(named, **options), "precision_recall")
+    run.log_figure(figures.reliability(named, **options), "reliability")
+    decided = _decide(predictions).astype(int)
+    run.log_figure(figures.confusion(test["label"], decided, CLASSES), "confusion")
+    run.log_figure(figures.log_odds_histogram(test, CLASSES), "log_odds")
+
+
+def _decide(predictions: Predictions) -> pd.Series:
+    """Which test images are called malignant, by a threshold from validation (of their fold)."""
+    validation, test = predictions
+    folds = {"": validation} if "fold" not in test else dict(list(validation.groupby("fold")))
+    cuts = {
+        fold: choose_thresholds(part["label"], part["probability"])["balanced"]
+        for fold, part in folds.items()
+    }
+    return test["probability"] >= test.get("fold", pd.Series("", index=test.index)).map(cuts)
+
+
+def _sample_sheet(data: Data, classifier: ScoreBasedClassifier, seed: int) -> Figure:
+    """Training images beside as many generated ones of each class."""
+    train_images, labels = data.image_set("train")
+    generated = [
+        classifier.sample(label, SAMPLES_PER_CLASS, seed=seed)
+        for label in range(len(data.dataset.classes))
+    ]
+    return figures.sample_sheet(
+        train_images,
+        labels,
+        np.concatenate(generated),
+        np.repeat(np.arange(len(generated)), SAMPLES_PER_CLASS),
+        data.dataset.classes,
+        per_class=SAMPLES_PER_CLASS,
+    )
+
+
+def publish(
+    run: TrackedRun,
+    config: TrainConfig,
+    data: Data,
+    classifier: Classifier,
+    report: Report,
+) -> None:
+    """Log the model, describe the run, and register the model."""
+    facts = {
+        "dataset": config.dataset,
+        "image_size": config.image_size,
+        "preprocessing": data.dataset.preprocessing,
+        "split_digest": data.split.digest,
+        "data_digest": data.dataset.digest,
+    }
+    examples = data.image_set("test").images[:EXAMPLES]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "classifier"
+        classifier.save(folder)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        uri = run.log_classifier(
+            folder,
+            example=(examples / 65535).astype(np.float32),
+            answer=answer(classifier, examples),
+            metadata=facts,
+        )
+    whole = report.of_images()
+    card = model_card(config, data, whole)
+    run.describe(card)
+    logger.info("%s", "\n".join(metric_table(whole)))
+    if config.register_model:
+        tags = {
+            "dataset": config.dataset,
+            "split_digest": data.split.digest,
+            "data_digest": data.dataset.digest,
+            "n_train_patients": data.n_patients("train"),
+            "seed": config.seed,
+        } | {name: report.metrics[name] for name in VERSION_METRICS}
+        # A registered model's name holds no dot; that of a timm model with a tag does.
+        name = f"{config.model.replace('.', '_')}-{config.dataset}"
+        version = run.register(uri, name, tags=tags, description=card)
+        logger.info("registered %s, version %s", name, version)

@@ -1,0 +1,113 @@
+"""Runs that are finished, read back: for comparisons, and to go on where a command was broken off.
+
+Only tags, metrics and tables are read, never a model.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from sgc_experiments.errors import UserError
+
+# Text that looks like numbers ("4", "1.10") must stay text, and an empty one is no gap.
+_TEXT = (
+    "image_id", "patient", "exam", "laterality", "view", "density", "subset", "fold",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A finished run.
+
+    Attributes:
+        run_id: of MLflow.
+        name: as the UI lists it.
+        tags: as they were set.
+        params: the resolved configuration, without its prefix.
+        metrics: the last value of each.
+    """
+
+    run_id: str
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table that the run logged by that name.
+
+        Raises:
+            UserError: the run has no such table.
+        """
+        try:
+            text = mlflow.artifacts.load_text(f"runs:/{self.run_id}/{name}.csv")
+        except (MlflowException, OSError):
+            raise UserError(
+                f"The run {self.name} ({self.run_id}) has no {name}.csv; leave it out, or fit it "
+                "again."
+            ) from None
+        header = pd.read_csv(io.StringIO(text), nrows=0).columns
+        numbers = [column for column in header if column not in _TEXT]
+        return pd.read_csv(
+            io.StringIO(text),
+            dtype={column: str for column in header if column in _TEXT},
+            keep_default_na=False,
+            na_values={column: ["", "nan"] for column in numbers},
+            float_precision="round_trip",
+        )
+
+
+def finished_runs(experiment: str = "", *, tags: Mapping[str, str] | None = None) -> list[PastRun]:
+    """The finished runs of an experiment, oldest first.
+
+    Args:
+        experiment: its name; "" is that of the run that is open.
+        tags: that the runs must have.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    conditions = [
+        "attributes.status = 'FINISHED'",
+        *(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items()),
+    ]
+    found = mlflow.search_runs(
+        [_experiment_id(experiment)],
+        filter_string=" and ".join(conditions),
+        order_by=["attributes.start_time ASC"],
+        output_format="list",
+    )
+    return [_past_run(run) for run in found]
+
+
+def _experiment_id(name: str) -> str:
+    if not name:
+        return mlflow.active_run().info.experiment_id
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is None:
+        known = ", ".join(sorted(e.name for e in MlflowClient().search_experiments()))
+        raise UserError(f"There is no experiment named {name!r}; there are: {known}.")
+    return experiment.experiment_id
+
+
+def _past_run(run: Run) -> PastRun:
+    prefix = "config."
+    return PastRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        tags=dict(run.data.tags),
+        params={
+            key.removeprefix(prefix): value
+            for key, value in run.data.params.items()
+            if key.startswith(prefix)
+        },
+        metrics=dict(run.data.metrics),
+    )
