@@ -1,0 +1,264 @@
+"""Models beside each other on the same test patients: tables, figures and a page that holds both.
+
+Everything comes from the predictions that the runs stored, checked against the splits that they
+stored; no model is loaded. Intervals and differences rest on resamples of the patients, the same
+ones for every model; p values are corrected by Holm over the models of one level and metric.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sgc_experiments import figures
+from sgc_experiments.comparison import check_same_split, paired_differences
+from sgc_experiments.config import GENERATIVE_MODEL
+from sgc_experiments.errors import UserError
+from sgc_experiments.evaluation import evaluation_report
+from sgc_experiments.experiments.leakage import check_predictions_match
+from sgc_experiments.past_runs import PastRun
+from sgc_experiments.predictions import LEVELS, aggregate
+from sgc_experiments.tracking import TrackedRun
+
+# A difference in calibration says little of a breast or an exam, whose scores are aggregates.
+_PAIRED = {"image": ("auc", "average_precision", "brier"), "breast": ("auc",), "exam": ("auc",)}
+_COSTS = (
+    "training_seconds",
+    "training_steps",
+    "training_images",
+    "inference_seconds_per_image",
+    "network_evaluations_per_image",
+)
+_HEADLINE = ("auc", "average_precision", "sensitivity_at_90_specificity", "balanced_accuracy")
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;margin:1rem 0;font-size:13px}"
+    "td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
+    "th{background:#f5f5f5}td:first-child,th:first-child{text-align:left}"
+    "img{max-width:100%;height:auto}figure{margin:1.5rem 0}div{overflow-x:auto}"
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Contender(NamedTuple):
+    """One model in the comparison.
+
+    Attributes:
+        name: as the tables and figures show it.
+        run: that fitted it.
+        validation: its validation predictions.
+        test: its test predictions.
+    """
+
+    name: str
+    run: PastRun
+    validation: pd.DataFrame
+    test: pd.DataFrame
+
+
+def contenders(runs: Sequence[PastRun]) -> list[Contender]:
+    """Read the predictions of runs and check whom they were trained and tested on.
+
+    Raises:
+        UserError: fewer than two runs, runs of different splits, or a run whose predictions are not
+            those of its split.
+    """
+    if len(runs) < 2:
+        raise UserError(
+            f"A comparison needs at least two finished runs of one split; there are {len(runs)}."
+        )
+    names = _names(runs)
+    digests = {name: run.tags["split_digest"] for name, run in zip(names, runs, strict=True)}
+    check_same_split(digests)
+    return [_read(name, run) for name, run in zip(names, runs, strict=True)]
+
+
+def _names(runs: Sequence[PastRun]) -> list[str]:
+    """The model's name where it is alone, else with what tells its runs apart."""
+    models = [run.tags["model"] for run in runs]
+    names = [
+        model if models.count(model) == 1 else f"{model} (seed {run.params.get('seed', '?')})"
+        for model, run in zip(models, runs, strict=True)
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name} [{run.run_id[:8]}]"
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _read(name: str, run: PastRun) -> Contender:
+    predictions = run.table("predictions")
+    check_predictions_match(predictions, run.table("split"), run.tags["split_digest"], name)
+    subsets = {
+        subset: part.drop(columns="subset").reset_index(drop=True)
+        for subset, part in predictions.groupby("subset")
+    }
+    return Contender(name, run, subsets["validation"], subsets["test"])
+
+
+def compare(
+    run: TrackedRun,
+    models: Sequence[Contender],
+    *,
+    reference: str = "",
+    n_bootstrap: int,
+    seed: int,
+) -> None:
+    """Compare models, and log tables, figures and one self-contained page.
+
+    Args:
+        run: where to log.
+        models: at least two, of one split.
+        reference: name of the model that the others are compared with; "" is the generative
+            classifier, or else the first.
+        n_bootstrap: resamples of patients behind each interval.
+        seed: of the resamples.
+
+    Raises:
+        UserError: there is no such reference.
+    """
+    names = [model.name for model in models]
+    reference = reference or (GENERATIVE_MODEL if GENERATIVE_MODEL in names else names[0])
+    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    differences = _differences(models, reference, **options)
+    results = _results(models, **options)
+    costs = pd.DataFrame(
+        [
+            {"model": m.name, "run_id": m.run.run_id, **{c: m.run.metrics.get(c) for c in _COSTS}}
+            for m in models
+        ]
+    )
+    drawn = _figures(models, results, differences, costs, **options)
+    run.log_table(results, "comparison")
+    run.log_table(differences, "differences")
+    run.log_table(costs, "costs")
+    for name, figure in drawn.items():
+        run.log_figure(figure, f"comparison_{name}")
+    digest = models[0].run.tags["split_digest"]
+    run.log_page(_page(models, digest, results, differences, costs, drawn), "comparison")
+    summary = _summary(results, differences, reference)
+    run.describe(summary)
+    logger.info("%s", summary)
+
+
+def _differences(models: Sequence[Contender], reference: str, **options: int) -> pd.DataFrame:
+    sided = all((model.test["laterality"] != "").all() for model in models)
+    parts = []
+    for level in LEVELS:
+        if level == "breast" and not sided:
+            continue
+        scored = {model.name: aggregate(model.test, level) for model in models}
+        table = paired_differences(scored, reference, metrics=_PAIRED[level], **options)
+        parts.append(table.assign(level=level))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["level", *table.columns.drop("level")]]
+
+
+def _results(models: Sequence[Contender], **options: int) -> pd.DataFrame:
+    parts = []
+    for model in models:
+        report = evaluation_report(model.validation, model.test, **options)
+        whole = report[report["group"] == "all"].drop(columns="group")
+        parts.append(whole.assign(model=model.name))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["model", *table.columns.drop("model")]]
+
+
+def _figures(
+    models: Sequence[Contender],
+    results: pd.DataFrame,
+    differences: pd.DataFrame,
+    costs: pd.DataFrame,
+    **options: int,
+) -> dict[str, Figure]:
+    tests = {model.name: model.test for model in models}
+    drawn = {
+        "roc": figures.roc(tests, **options),
+        "differences": figures.forest(differences[differences["level"] == "image"]),
+        "reliability": figures.reliability(tests, **options),
+    }
+    auc = results[(results["level"] == "image") & (results["metric"] == "auc")]
+    for cost, label in (
+        ("training_seconds", "Training time (s)"),
+        ("inference_seconds_per_image", "Time per image in use (s)"),
+    ):
+        table = auc.merge(costs.assign(cost=costs[cost]), on="model")
+        # What costs nothing, as the majority class does, has no place on a logarithmic axis.
+        table = table[table["cost"] > 0]
+        if len(table):
+            drawn[f"auc_against_{cost}"] = figures.cost(table, axis_label=label)
+    return drawn
+
+
+def _summary(results: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
+    """The description of the run, in markdown."""
+    images = results[results["level"] == "image"].set_index(["model", "metric"])
+    auc = differences[(differences["level"] == "image") & (differences["metric"] == "auc")]
+    lines = ["| model | " + " | ".join(_HEADLINE) + " |", "|---" * (len(_HEADLINE) + 1) + "|"]
+    for model in dict.fromkeys(results["model"]):
+        cells = [_interval(images.loc[(model, metric)]) for metric in _HEADLINE]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"AUC of each model less that of {reference}, by patient-clustered bootstrap:",
+        "",
+    ]
+    lines += [
+        f"- {row.model}: {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}), "
+        f"p = {row.p_holm:.3f} after Holm"
+        for row in auc.itertuples()
+    ]
+    return "\n".join(lines)
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def _page(
+    models: Sequence[Contender],
+    digest: str,
+    results: pd.DataFrame,
+    differences: pd.DataFrame,
+    costs: pd.DataFrame,
+    drawn: dict[str, Figure],
+) -> str:
+    """One HTML page without any outside reference."""
+    test = models[0].test
+    patients = f"{test['patient'].nunique()} patients, {len(test)} test images"
+    shown = results[results["metric"].isin((*_HEADLINE, "brier", "ece"))]
+    wide = shown.assign(text=[_interval(row) for _, row in shown.iterrows()]).pivot(
+        index=["level", "model"], columns="metric", values="text"
+    )
+    tables = {
+        "Results on test, with 95 % intervals": wide.reset_index(),
+        "Paired differences to the reference": differences,
+        "Cost": costs,
+    }
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title>',
+        f"<style>{_STYLE}</style><h1>Comparison of {len(models)} models</h1>",
+        f"<p>{patients}, split {digest[:12]}. For research, not for diagnosis.</p>",
+    ]
+    for title, table in tables.items():
+        body = table.to_html(index=False, border=0, float_format="{:.4g}".format, na_rep="")
+        parts.append(f"<h2>{html.escape(title)}</h2><div>{body}</div>")
+    for name, figure in drawn.items():
+        text = html.escape(name.replace("_", " "))
+        parts.append(f'<figure><img alt="{text}" src="{_data_uri(figure)}"></figure>')
+    return "\n".join(parts)
+
+
+def _data_uri(figure: Figure) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = figures.save_png(figure, Path(folder) / "figure.png")
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
