@@ -18,6 +18,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,11 +226,11 @@ def _check_release(table: str, rows: list[_Row], paths: list[Path]) -> dict[str,
         image = _Image(path, patient.lower(), side.upper(), _VIEWS[view.upper()])
         images.setdefault(number, []).append(image)
 
-    numbers = [row.file for row in rows]
+    numbers = Counter(row.file for row in rows)
     wrong: dict[str, list[int]] = {
         "no valid file name": [row.number for row in rows if not row.file],
         "the file name occurs twice": [
-            row.number for row in rows if row.file and numbers.count(row.file) > 1
+            row.number for row in rows if row.file and numbers[row.file] > 1
         ],
         "no such image file": [row.number for row in rows if row.file and row.file not in images],
         "several image files": [row.number for row in rows if len(images.get(row.file, ())) > 1],
