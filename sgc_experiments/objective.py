@@ -31,7 +31,7 @@ from sgc_experiments.sde import SDE
 
 WEIGHTINGS = ("elbo", "simple", "min_snr", "sigmoid")
 _BINS = 32  # of the importance-sampling density
-_MEMORY = 0.99  # of the running mean of the squared loss per bin
+_MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
 
@@ -93,7 +93,9 @@ class DenoisingScoreMatching(nn.Module):
         self.hybrid_weight, self.label_dropout = hybrid_weight, label_dropout
         grid = torch.linspace(self.low, self.high, 2001, dtype=torch.float64)
         self._normaliser = float(torch.trapezoid(self._unnormalised_weight(grid), grid))
-        self.register_buffer("squared_loss", torch.ones(_BINS, dtype=torch.float64))
+        # Decaying sums of squared losses and of their number, per bin.
+        self.register_buffer("squared_loss", torch.zeros(_BINS, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(_BINS, dtype=torch.float64))
 
     def _unnormalised_weight(self, log_snr: Tensor) -> Tensor:
         if self.weighting == "elbo":
@@ -113,8 +115,10 @@ class DenoisingScoreMatching(nn.Module):
         """q(λ) of the next batch."""
         if self.log_snr_sampling != "importance":
             return LogSNRDensity.uniform(self.low, self.high)
-        ideal = self.squared_loss.cpu().sqrt()
-        masses = (1 - _FLOOR) * ideal / ideal.sum() + _FLOOR / _BINS
+        masses = torch.full((_BINS,), 1 / _BINS, dtype=torch.float64)
+        if self.seen.all():
+            ideal = (self.squared_loss / self.seen).sqrt().cpu()
+            masses = (1 - _FLOOR) * ideal / ideal.sum() + _FLOOR * masses
         return LogSNRDensity(torch.linspace(self.low, self.high, _BINS + 1), masses)
 
     def loss(
@@ -166,10 +170,11 @@ class DenoisingScoreMatching(nn.Module):
             eps = network(z, log_snr, target).float()
             return (noise - eps).square().flatten(1).mean(1), x.new_empty(0)
         known = target < network.classes
-        eps = network.all_classes(z[known], log_snr[known]).float()
-        class_errors = (noise[known].unsqueeze(1) - eps).square().flatten(2).mean(2)
-        error = x.new_empty(len(x))
-        error[known] = class_errors.gather(1, target[known, None])[:, 0]
+        error, class_errors = x.new_empty(len(x)), x.new_empty(0)
+        if known.any():
+            eps = network.all_classes(z[known], log_snr[known]).float()
+            class_errors = (noise[known].unsqueeze(1) - eps).square().flatten(2).mean(2)
+            error[known] = class_errors.gather(1, target[known, None])[:, 0]
         if not known.all():
             eps = network(z[~known], log_snr[~known], target[~known]).float()
             error[~known] = (noise[~known] - eps).square().flatten(1).mean(1)
@@ -183,8 +188,8 @@ class DenoisingScoreMatching(nn.Module):
         index = density.bin(log_snr)
         squares = (weighted.cpu().double() * density.density(log_snr)).square()
         for b in index.unique():
-            mean = squares[index == b].mean()
-            self.squared_loss[b] += (1 - _MEMORY) * (mean - self.squared_loss[b])
+            self.squared_loss[b] = _MEMORY * self.squared_loss[b] + squares[index == b].mean()
+            self.seen[b] = _MEMORY * self.seen[b] + 1
 
     def validate(
         self, network: ScoreNetwork, images: np.ndarray, labels: np.ndarray

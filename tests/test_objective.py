@@ -1,0 +1,150 @@
+"""The objective: weights that integrate to one, sampling that never changes the loss."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sgc_experiments.noise_levels import SAMPLINGS
+from sgc_experiments.objective import WEIGHTINGS, DenoisingScoreMatching
+from sgc_experiments.score_network import ScoreNetwork
+from sgc_experiments.sde import make_sde
+
+LOW, HIGH = -4.0, 8.0
+
+
+def make_objective(sde="vp", **arguments):
+    return DenoisingScoreMatching(make_sde(sde), log_snr_min=LOW, log_snr_max=HIGH, **arguments)
+
+
+def make_network(classes=2):
+    torch.manual_seed(0)
+    network = ScoreNetwork(classes, channels=(8,), blocks=1)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+LABELS = torch.arange(8) % 2
+
+
+@pytest.mark.parametrize("sde", ["vp", "cosine", "sub_vp", "ve"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weights_are_positive_and_integrate_to_one(weighting, sde):
+    grid = torch.linspace(LOW, HIGH, 5001, dtype=torch.float64)
+    weight = make_objective(sde, weighting=weighting).weight(grid)
+    assert (weight > 0).all()
+    assert float(torch.trapezoid(weight, grid)) == pytest.approx(1, abs=1e-4)
+
+
+def test_simple_is_the_sdes_time_drawn_uniformly():
+    objective = make_objective("vp", weighting="simple")
+    levels = torch.tensor([-3.0, 0.0, 5.0]).double()
+    step = 1e-4
+    density = (objective.sde.time(levels - step) - objective.sde.time(levels + step)) / (2 * step)
+    ratio = objective.weight(levels) / density
+    torch.testing.assert_close(ratio, ratio[:1].expand(3), rtol=1e-4, atol=0)
+
+
+def test_min_snr_caps_the_clean_end():
+    simple, capped = (make_objective(weighting=w) for w in ("simple", "min_snr"))
+    levels = torch.tensor([math.log(5.0) - 1, math.log(5.0) + 2]).double()
+    below, above = (capped.weight(levels) / simple.weight(levels)).tolist()
+    assert above / below == pytest.approx(math.exp(-2), rel=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["elbo", "sigmoid"])
+def test_sampling_never_changes_the_expected_loss(weighting):
+    network = make_network()
+    means = {}
+    for sampling in SAMPLINGS:
+        objective = make_objective(weighting=weighting, log_snr_sampling=sampling)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            losses = [
+                float(objective.loss(network, IMAGES, LABELS, generator)[0]) for _ in range(150)
+            ]
+        means[sampling] = (np.mean(losses), np.std(losses) / math.sqrt(len(losses)))
+        if sampling == "importance":
+            assert objective.sampling_density().masses.std() > 3e-3
+    reference, reference_error = means["stratified"]
+    for mean, error in means.values():
+        assert abs(mean - reference) < 4 * math.hypot(error, reference_error)
+    assert means["stratified"][1] < means["uniform"][1]
+
+
+def test_unlabelled_images_train_the_null_class_alone():
+    network = make_network()
+    labels = torch.full((8,), -1)
+    loss, _ = make_objective().loss(network, IMAGES, labels, torch.Generator().manual_seed(0))
+    loss.backward()
+    rows = network.class_embedding.weight.grad.abs().sum(1) > 0
+    assert rows.tolist() == [False, False, True]
+
+
+def test_label_dropout_trains_the_null_class_too():
+    network = make_network()
+    objective = make_objective(label_dropout=0.5)
+    loss, _ = objective.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert (network.class_embedding.weight.grad.abs().sum(1) > 0).all()
+
+
+def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
+    """The denoising part is that of the plain objective; the rest is a cross-entropy, ln 2 for a
+    network that does not know the classes."""
+    network = make_network()
+    plain, hybrid = make_objective(), make_objective(hybrid_weight=0.1)
+    first, _ = plain.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    second, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    assert metrics["denoising_loss"] == pytest.approx(float(first.detach()), rel=1e-4)
+    assert float(second.detach()) == pytest.approx(
+        float(first.detach()) + 0.1 * metrics["class_loss"], rel=1e-4
+    )
+    torch.nn.init.zeros_(network.class_embedding.weight)
+    _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_the_hybrid_takes_unlabelled_images():
+    network = make_network()
+    labels = torch.tensor([0, -1, 1, -1, 0, -1, 1, -1])
+    hybrid = make_objective(hybrid_weight=0.1)
+    loss, metrics = hybrid.loss(network, IMAGES, labels, torch.Generator().manual_seed(0))
+    assert math.isfinite(float(loss.detach()))
+    only = torch.full((8,), -1)
+    _, metrics = hybrid.loss(network, IMAGES, only, torch.Generator().manual_seed(0))
+    assert "class_loss" not in metrics
+
+
+def test_validation_is_the_same_at_every_call_and_for_any_order():
+    network = make_network().eval()
+    images = np.random.default_rng(0).integers(0, 65536, (6, 8, 8), dtype=np.uint16)
+    labels = np.array([0, 1, 0, 1, 1, 0])
+    first = make_objective().validate(network, images, labels)
+    assert first == make_objective().validate(network, images, labels)
+    turned = make_objective().validate(network, images[::-1].copy(), labels[::-1].copy())
+    assert first == pytest.approx(turned, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"weighting": "none"}, "weighting"),
+        ({"log_snr_sampling": "none"}, "log_snr_sampling"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma"),
+        ({"hybrid_weight": -1.0}, "hybrid_weight"),
+        ({"label_dropout": 1.0}, "label_dropout"),
+    ],
+)
+def test_a_wrong_parameter_is_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        make_objective(**arguments)
+
+
+def test_an_empty_range_is_named():
+    with pytest.raises(ValueError, match="log_snr_min"):
+        DenoisingScoreMatching(make_sde("vp"), log_snr_min=3.0, log_snr_max=3.0)
