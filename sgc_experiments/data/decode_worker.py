@@ -9,7 +9,9 @@ import resource
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
@@ -46,7 +48,7 @@ def main(descriptor: int, timeout: float, memory: int) -> None:
         return
 
 
-def _result(task: object, item: object) -> object:
+def _result(task: Callable[[Any], object], item: object) -> object:
     """Return the task's result or its rejection."""
     try:
         return task(item)
