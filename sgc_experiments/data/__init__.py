@@ -157,10 +157,10 @@ def generate_phantom(cache_dir: Path, workers: int, progress: bool, **parameters
     Returns:
         The release folder.
     """
-    from sgc_experiments.data.phantom.inbreast_layout import write_inbreast
+    from sgc_experiments.data.phantom.inbreast_layout import FORMAT, write_inbreast
 
     name = "-".join(f"{key}_{value}" for key, value in sorted(parameters.items()))
-    folder = cache_dir / "phantom" / f"inbreast-{name}"
+    folder = cache_dir / "phantom" / f"inbreast-{FORMAT}-{name}"
     return write_inbreast(folder, workers=workers, progress=progress, **parameters)
 
 
