@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from mlflow.entities import RunStatus
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
 
 from sgc_experiments.errors import UserError
 
@@ -136,7 +137,7 @@ class TrackedRun:
             artifacts={"classifier": str(folder)},
             code_paths=[str(PROJECT_DIR / "sgc_experiments"), str(PROJECT_DIR / "baselines")],
             signature=ModelSignature(
-                inputs=_any_batch(signature.inputs), outputs=signature.outputs
+                inputs=_any_shape(signature.inputs), outputs=signature.outputs
             ),
             input_example=example,
             pip_requirements=[
@@ -237,11 +238,9 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _any_batch(schema: Any) -> Any:
-    """The example's batch size is not part of the contract."""
-    from mlflow.types import Schema, TensorSpec
-
-    return Schema([TensorSpec(spec.type, (-1, *spec.shape[1:])) for spec in schema.inputs])
+def _any_shape(schema: Schema) -> Schema:
+    """The served model checks shapes itself: MLflow's complaint would quote the pixels."""
+    return Schema([TensorSpec(spec.type, (-1,) * len(spec.shape)) for spec in schema.inputs])
 
 
 def commit() -> str:

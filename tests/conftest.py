@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,15 +83,39 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def workspace(tmp_path, cache) -> Workspace:
-    return Workspace(tmp_path, cache)
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An MLflow database without runs: making one costs seconds, copying it nothing."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, cache) -> Workspace:
+def make_workspace(cache, empty_store) -> Callable[[Path], Workspace]:
+    """Makes a workspace of a folder."""
+
+    def make(folder: Path) -> Workspace:
+        database = folder / "mlflow.db"
+        shutil.copyfile(empty_store, database)
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns")]
+            )
+        return Workspace(folder, cache)
+
+    return make
+
+
+@pytest.fixture
+def workspace(tmp_path, make_workspace) -> Workspace:
+    return make_workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, make_workspace) -> Workspace:
     """A workspace in which the main job ran twice with the same seed, through `mlflow run`."""
-    workspace = Workspace(tmp_path_factory.mktemp("finished"), cache)
+    workspace = make_workspace(tmp_path_factory.mktemp("finished"))
     for _ in range(2):
         done = workspace.project("train", **SMALL)
         assert done.returncode == 0, done.stdout + done.stderr

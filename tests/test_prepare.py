@@ -8,10 +8,8 @@ from tests.conftest import SMALL
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, cache):
-    from tests.conftest import Workspace
-
-    workspace = Workspace(tmp_path_factory.mktemp("prepared"), cache)
+def prepared(tmp_path_factory, make_workspace):
+    workspace = make_workspace(tmp_path_factory.mktemp("prepared"))
     done = workspace.project(
         "prepare", phantom_patients=SMALL["phantom_patients"], image_size="32", examples="1"
     )
