@@ -1,0 +1,257 @@
+"""The classifier: every combination works, what is stored comes back, evidence is consistent."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+
+from sgc_experiments.augmentation import AugmentationSettings
+from sgc_experiments.batches import ImageSet
+from sgc_experiments.classifier import ScoreBasedClassifier
+from sgc_experiments.errors import UserError
+from sgc_experiments.evaluation_plan import choose_band, mean_pairwise_auc
+from sgc_experiments.noise_levels import SAMPLINGS
+from sgc_experiments.objective import WEIGHTINGS
+from sgc_experiments.score_network import CLASS_CONDITIONING, PREDICTIONS
+from sgc_experiments.sde import SDES
+from sgc_experiments.training import TrainingSettings
+
+TINY = {"image_size": 8, "channels": [8], "blocks": 1, "log_snr_min": -2.0, "log_snr_max": 6.0}
+QUICK = TrainingSettings(budget="steps:20", batch_size=8, validate_every=10, progress=False)
+
+
+def blobs(count, seed=0, size=8):
+    """Class 1 is brighter on the left: learnt in a few steps."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = generator.integers(20000, 40000, (count, size, size))
+    images[labels == 1, :, : size // 2] += 15000
+    return ImageSet(images.astype(np.uint16), labels)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    model = ScoreBasedClassifier(**TINY)
+    settings = TrainingSettings(
+        budget="steps:80", batch_size=16, validate_every=40, progress=False,
+        augmentation=AugmentationSettings(horizontal_flip=False),
+    )  # fmt: skip
+    model.fit(blobs(64), blobs(32, seed=1), settings=settings)
+    return model
+
+
+# Every value of every choice, and every SDE with every prediction.
+COMBINATIONS = sorted(
+    {(s, p, "elbo", "stratified", "all") for s, p in product(SDES, PREDICTIONS)}
+    | {("vp", "v", w, s, "all") for w, s in product(WEIGHTINGS, SAMPLINGS)}
+    | {("vp", p, "elbo", "stratified", c) for p, c in product(PREDICTIONS, CLASS_CONDITIONING)}
+)
+
+
+@pytest.mark.parametrize(
+    ("sde", "prediction", "weighting", "log_snr_sampling", "class_conditioning"), COMBINATIONS
+)
+def test_every_combination_trains_and_classifies(
+    sde, prediction, weighting, log_snr_sampling, class_conditioning
+):
+    model = ScoreBasedClassifier(
+        sde=sde,
+        prediction=prediction,
+        weighting=weighting,
+        log_snr_sampling=log_snr_sampling,
+        class_conditioning=class_conditioning,
+        **TINY,
+    )
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    result = model.fit(blobs(24), blobs(8, seed=1), settings=QUICK)
+    values = [row["validation_loss"] for row in result.history]
+    assert values[-1] < values[0]
+    assert any(not torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
+    prediction = model.predict_log_odds(blobs(6, seed=2).images)
+    posterior = model.posterior(prediction.log_odds)
+    assert np.isfinite(posterior).all()
+    assert posterior.sum(1) == pytest.approx(1)
+    assert np.ptp(prediction.log_odds[:, 1]) > 0
+
+
+def test_an_easy_task_is_solved_and_calibrated(fitted):
+    test = blobs(100, seed=2)
+    log_odds = fitted.predict_log_odds(test.images).log_odds
+    assert mean_pairwise_auc(log_odds, test.labels, range(2)) > 0.95
+    said = fitted.posterior(log_odds)[:, 1]
+    assert np.mean((said > 0.5) == test.labels) > 0.85
+
+
+def test_the_hybrid_objective_and_the_null_class_train():
+    model = ScoreBasedClassifier(hybrid_weight=0.01, label_dropout=0.2, **TINY)
+    images, labels = blobs(32)
+    labels = np.where(np.arange(32) < 8, -1, labels)
+    result = model.fit(ImageSet(images, labels), blobs(8, seed=1), settings=QUICK)
+    assert result.steps == 20
+    assert model.sample(2, 2, guidance=1.5).shape == (2, 8, 8)
+
+
+def test_same_seed_same_model_and_same_answers():
+    answers = []
+    for _ in range(2):
+        model = ScoreBasedClassifier(**TINY)
+        model.fit(blobs(24), blobs(8, seed=1), settings=QUICK)
+        answers.append(model.predict_log_odds(blobs(5, seed=2).images).log_odds)
+    assert np.array_equal(*answers)
+
+
+def test_a_saved_model_answers_alike(fitted, tmp_path):
+    images = blobs(9, seed=3).images
+    fitted.save(tmp_path / "model")
+    loaded = ScoreBasedClassifier.load(tmp_path / "model")
+    first, second = (m.predict_log_odds(images) for m in (fitted, loaded))
+    assert np.array_equal(first.log_odds, second.log_odds)
+    assert np.array_equal(fitted.posterior(first.log_odds), loaded.posterior(second.log_odds))
+    assert loaded.arguments == fitted.arguments
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other", "pickle", "kind"])
+def test_a_model_that_is_not_sound_is_refused(fitted, tmp_path, damage):
+    fitted.save(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "other":
+        tensors = load_file(weights)
+        tensors["head.bias"] = tensors["head.bias"][:1].clone()
+        save_file(tensors, weights)
+    elif damage == "pickle":
+        torch.save({"network": 1}, weights)
+    else:
+        config.write_text(config.read_text().replace('"sgc"', '"resnet18"'))
+    with pytest.raises(UserError):
+        ScoreBasedClassifier.load(tmp_path)
+
+
+def test_an_image_alone_gets_the_answer_it_gets_in_a_batch(fitted):
+    images = blobs(12, seed=4).images
+    together = fitted.predict_log_odds(images)
+    alone = fitted.predict_log_odds(images[7:8])
+    assert alone.log_odds[0] == pytest.approx(together.log_odds[7], abs=1e-3)
+    assert alone.standard_error[0] == pytest.approx(together.standard_error[7], abs=1e-3)
+
+
+def test_maps_sum_to_the_log_odds_and_point_at_the_evidence(fitted):
+    images = blobs(10, seed=5).images
+    maps = fitted.explain(images)
+    assert maps.shape == images.shape
+    log_odds = fitted.predict_log_odds(images).log_odds[:, 1]
+    assert maps.sum((1, 2)) == pytest.approx(log_odds, rel=1e-4, abs=1e-3)
+    assert fitted.explain(images, target=0, reference=1) == pytest.approx(-maps)
+
+
+def test_evaluations_are_counted_and_can_be_overridden(fitted):
+    images = blobs(4, seed=6).images
+    assert fitted.predict_log_odds(images).evaluations == 16
+    many = fitted.predict_log_odds(images, evaluations=128)
+    assert many.evaluations == 128
+    few = fitted.predict_log_odds(images, evaluations=16, seed=1)
+    assert (many.standard_error[:, 1] < few.standard_error[:, 1]).mean() > 0.5
+    assert fitted.predict_log_odds(images, evaluations=2).evaluations == 2
+    with pytest.raises(ValueError, match="evaluations"):
+        fitted.predict_log_odds(images, evaluations=1)
+
+
+def test_no_images_are_no_trouble(fitted):
+    none = np.zeros((0, 8, 8), np.uint16)
+    assert fitted.predict_log_odds(none).log_odds.shape == (0, 2)
+    assert fitted.explain(none).shape == (0, 8, 8)
+
+
+def test_samples_are_images(fitted):
+    images = fitted.sample(1, 3, sampler="ancestral")
+    assert (images.shape, images.dtype) == ((3, 8, 8), np.uint16)
+    assert np.array_equal(images, fitted.sample(1, 3, sampler="ancestral"))
+
+
+def test_a_class_without_images_is_named():
+    images, _ = blobs(8)
+    with pytest.raises(UserError, match="malignant"):
+        ScoreBasedClassifier(**TINY).fit(
+            ImageSet(images, np.zeros(8, int)), blobs(4), settings=QUICK
+        )
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 9, 9), np.uint16), np.zeros((2, 8, 8), np.uint8)])
+def test_images_of_another_kind_are_refused(fitted, images):
+    with pytest.raises(UserError, match="uint16"):
+        fitted.predict_log_odds(images)
+
+
+def test_constant_and_extreme_images_have_finite_answers(fitted):
+    images = np.stack([np.zeros((8, 8)), np.full((8, 8), 65535), np.eye(8) * 65535])
+    prediction = fitted.predict_log_odds(images.astype(np.uint16))
+    assert np.isfinite(prediction.log_odds).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"classes": ["only"]}, "classes"),
+        ({"image_size": 9}, "image_size"),
+        ({"evaluations": 3}, "evaluations"),
+        ({"sde": "x"}, "sde"),
+        ({"sde_parameters": {"beta_max": -1}}, "beta_max"),
+        ({"log_snr_min": 9.0}, "log_snr_min"),
+    ],
+)
+def test_a_wrong_parameter_is_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        ScoreBasedClassifier(**TINY | arguments)
+
+
+def test_the_band_is_where_the_evidence_is():
+    """Class differences at λ between 2 and 5 only; elsewhere noise ten times as large."""
+    generator = np.random.default_rng(0)
+    log_snr = torch.linspace(-4, 8, 64, dtype=torch.float64)
+    labels = np.arange(60) % 2
+    errors = torch.as_tensor(generator.normal(size=(60, 64, 2)))
+    inside = (log_snr > 2) & (log_snr < 5)
+    errors[:, ~inside] *= 10
+    for c in range(2):
+        errors[labels == c, :, c] -= inside.double()
+    low, high = choose_band(errors, log_snr, labels, -4.0, 8.0)
+    assert 1 <= low <= 3.5
+    assert 3.5 <= high <= 6
+    assert choose_band(errors, log_snr, np.zeros(60, int), -4.0, 8.0) == (-4.0, 8.0)
+
+
+def digits():
+    """Real handwritten digits, 8 × 8, ten classes; a fixed third is for testing."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) * (65535 / 16)).astype(np.uint16)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, validation, test = np.split(order, [1000, 1200])
+    return [
+        ImageSet(images[part], labels[part].astype(np.int64)) for part in (train, validation, test)
+    ]
+
+
+@pytest.mark.slow
+def test_ten_classes_of_real_digits():
+    train, validation, test = digits()
+    model = ScoreBasedClassifier(
+        [str(d) for d in range(10)], 8, channels=[48, 96], blocks=1, patch=1,
+        log_snr_min=-4.0, log_snr_max=5.0, evaluations=160, class_conditioning="decoder",
+        hybrid_weight=0.01,
+    )  # fmt: skip
+    settings = TrainingSettings(
+        budget="steps:600", batch_size=64, progress=False,
+        augmentation=AugmentationSettings(
+            horizontal_flip=False, vertical_flip=False, rotation=8, shift=0.08
+        ),
+    )  # fmt: skip
+    model.fit(train, validation, settings=settings)
+    posterior = model.posterior(model.predict_log_odds(test.images).log_odds)
+    assert np.mean(posterior.argmax(1) == test.labels) >= 0.97
