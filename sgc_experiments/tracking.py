@@ -36,18 +36,16 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 CHAMPION = "champion"
 # What the logged model needs to answer, as opposed to what fitting it needs.
 SERVING_REQUIREMENTS = (
-    "accelerate",
-    "matplotlib",
     "mlflow",
     "numpy",
     "pandas",
     "pydantic-settings",
+    "PyYAML",
     "safetensors",
     "scikit-learn",
     "scipy",
     "timm",
     "torch",
-    "torchdiffeq",
     "torchvision",
     "tqdm",
 )

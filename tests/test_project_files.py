@@ -1,5 +1,6 @@
 """MLproject, the two environment files, pyproject.toml and the configuration must not drift."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import yaml
 from sgc_experiments.__main__ import ENTRY_POINTS
 from sgc_experiments.command_line import parse
 from sgc_experiments.experiments import CONFIGS
+from sgc_experiments.tracking import SERVING_REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,3 +63,22 @@ def test_help_answers_without_importing_the_heavy_libraries():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
+
+
+def test_the_served_model_lists_every_dependency_that_it_imports():
+    code = (
+        "import sys, json, sgc_experiments.serving;"
+        "from importlib.metadata import packages_distributions;"
+        "tops = {name.split('.')[0] for name in sys.modules};"
+        "owners = packages_distributions();"
+        "print(json.dumps(sorted({d for top in tops for d in owners.get(top, [])})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    imported = {name.lower().replace("_", "-") for name in json.loads(done.stdout.splitlines()[-1])}
+    dependencies = {
+        line.split("==")[0].lower() for line in _yaml("python_env.yaml")["dependencies"]
+    }
+    # Pulled in by those that are listed: by MLflow, and pydantic by pydantic-settings.
+    indirect = {"psutil", "pyarrow", "pydantic"}
+    listed = {name.lower() for name in SERVING_REQUIREMENTS}
+    assert imported & dependencies - indirect == listed
