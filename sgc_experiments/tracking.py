@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -51,8 +50,7 @@ SERVING_REQUIREMENTS = (
 )
 # Where things lie on this machine says nothing about the result, and paths can hold identifiers.
 _NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config"})
-
-logger = logging.getLogger(__name__)
+_EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
 class TrackedRun:
@@ -191,6 +189,7 @@ def start_run(
         log_system_metrics=True,
     )
     run = TrackedRun(active.info.run_id, active.info.experiment_id)
+    _show_as_model_training(active.info.experiment_id)
     try:
         run.set_tags({"mlflow.runName": name, **tags})
         yield run
@@ -200,6 +199,13 @@ def start_run(
         mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
         raise
     mlflow.end_run()
+
+
+def _show_as_model_training(experiment_id: str) -> None:
+    """Let the UI open the experiment with runs and models, not with traces of a chat."""
+    client = MlflowClient()
+    if _EXPERIMENT_KIND not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, _EXPERIMENT_KIND, "custom_model_development")
 
 
 def fail_inherited_run(reason: str) -> None:
