@@ -9,14 +9,13 @@
 (The sixth, accuracy as the headline, is a matter of evaluation.)
 """
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from sgc_experiments.batches import ImageSet, from_model_range
+from sgc_experiments.batches import ImageSet
 from sgc_experiments.classifier import ScoreBasedClassifier
+from sgc_experiments.errors import UserError
 from sgc_experiments.likelihood import bits_per_dim, elbo, make_draws
 from sgc_experiments.noise_levels import LogSNRDensity
 from sgc_experiments.probability_flow import OdeSettings, probability_flow_ode
@@ -55,20 +54,17 @@ def test_defect_2_an_images_score_does_not_depend_on_its_batch():
     draws = make_draws((1, 16, 16), LogSNRDensity.uniform(-4, 8), 8)
     for training in (True, False):
         network.train(training)
-        together = elbo(network, x, draws).log_odds[:1]
-        torch.testing.assert_close(
-            elbo(network, x[:1], draws).log_odds, together, rtol=1e-4, atol=1e-4
-        )
+        together, alone = (elbo(network, part, draws).log_odds[0] for part in (x, x[:1]))
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_defect_3_the_density_has_one_channel():
     model = ScoreBasedClassifier(image_size=16, channels=[8], blocks=1)
     assert model.network.stem.in_channels == model.network.patch**2
-    assert (
-        model.network(torch.zeros(1, 1, 16, 16), torch.zeros(1), torch.zeros(1, dtype=int)).shape[1]
-        == 1
-    )
-    with pytest.raises(Exception, match="uint16"):
+    with torch.no_grad():
+        eps = model.network(torch.zeros(1, 1, 16, 16), torch.zeros(1), torch.tensor([0]))
+    assert eps.shape == (1, 1, 16, 16)
+    with pytest.raises(UserError, match="uint16"):
         model.predict_log_odds(np.zeros((1, 3, 16, 16), np.uint16))
 
 
@@ -85,18 +81,18 @@ def test_defect_4_bits_per_dim_are_bits_of_the_grey_values():
     entropy = -float((cells * cells.log2()).sum())
 
     generator = torch.Generator().manual_seed(0)
-    grey = torch.multinomial(cells, 4000, replacement=True, generator=generator)
-    noise = torch.rand(4000, generator=generator, dtype=torch.float64)
+    grey = torch.multinomial(cells, 1500, replacement=True, generator=generator)
+    noise = torch.rand(1500, generator=generator, dtype=torch.float64)
     dequantised = (grey + noise) * width - 1
     # The density of one pixel in standardised coordinates, one pixel per "image".
     one = torch.ones(1, 1, dtype=torch.float64)
     truth = unequal_covariances(1).gaussians([one[0] * 0, one[0]], [one, one])
     x = (dequantised / std)[:, None]
-    settings = OdeSettings(divergence="exact", solver="heun", steps=100)
+    settings = OdeSettings(divergence="exact", solver="heun", steps=60)
     sde = make_sde("cosine", log_snr_min=-16.0)
     result = probability_flow_ode(truth, sde, x, settings=settings, batch_size=8000)
     bits = float(bits_per_dim(result.log_likelihood[:, 0], 1, width / std).mean())
-    sampling_error = float(bits_per_dim(result.log_likelihood[:, 0], 1, width / std).std()) / 63
+    sampling_error = float(bits_per_dim(result.log_likelihood[:, 0], 1, width / std).std()) / 38
     assert bits == pytest.approx(entropy, abs=3 * sampling_error + 0.01)
     nats = -float(result.log_likelihood[:, 0].mean())
     assert abs(nats - entropy) > 1
@@ -117,5 +113,3 @@ def test_defect_5_validation_decides_and_the_average_is_kept():
     assert result.best_value == min(values.values()) == values[result.best_step]
     again = model.objective.validate(model.network, images, labels)
     assert again[result.monitor] == pytest.approx(result.best_value, rel=1e-6)
-    assert math.isfinite(result.best_value)
-    assert from_model_range(torch.zeros(1, 1, 1, 1)).dtype == np.uint16
