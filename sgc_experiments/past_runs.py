@@ -61,7 +61,6 @@ class PastRun:
             dtype={column: str for column in header if column in _TEXT},
             keep_default_na=False,
             na_values={column: ["", "nan"] for column in numbers},
-            float_precision="round_trip",
         )
 
 

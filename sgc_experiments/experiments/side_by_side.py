@@ -7,12 +7,8 @@ ones for every model; p values are corrected by Holm over the models of one leve
 
 from __future__ import annotations
 
-import base64
-import html
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -23,6 +19,8 @@ from sgc_experiments.comparison import check_same_split, paired_differences
 from sgc_experiments.config import GENERATIVE_MODEL
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import evaluation_report
+from sgc_experiments.experiments import comparison_page
+from sgc_experiments.experiments.comparison_page import METRICS, wide_results
 from sgc_experiments.experiments.leakage import check_predictions_match
 from sgc_experiments.past_runs import PastRun
 from sgc_experiments.predictions import LEVELS, aggregate
@@ -37,14 +35,7 @@ _COSTS = (
     "inference_seconds_per_image",
     "network_evaluations_per_image",
 )
-_HEADLINE = ("auc", "average_precision", "sensitivity_at_90_specificity", "balanced_accuracy")
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:1rem 0;font-size:13px}"
-    "td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
-    "th{background:#f5f5f5}td:first-child,th:first-child{text-align:left}"
-    "img{max-width:100%;height:auto}figure{margin:1.5rem 0}div{overflow-x:auto}"
-)
+_SUMMARISED = ("auc", "average_precision", "sensitivity_at_90_specificity")
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +117,8 @@ def compare(
     Raises:
         UserError: there is no such reference.
     """
-    names = [model.name for model in models]
-    reference = reference or (GENERATIVE_MODEL if GENERATIVE_MODEL in names else names[0])
+    generative = [m.name for m in models if m.run.tags["model"] == GENERATIVE_MODEL]
+    reference = reference or [*generative, models[0].name][0]
     options = {"n_bootstrap": n_bootstrap, "seed": seed}
     differences = _differences(models, reference, **options)
     results = _results(models, **options)
@@ -143,8 +134,16 @@ def compare(
     run.log_table(costs, "costs")
     for name, figure in drawn.items():
         run.log_figure(figure, f"comparison_{name}")
-    digest = models[0].run.tags["split_digest"]
-    run.log_page(_page(models, digest, results, differences, costs, drawn), "comparison")
+    test, digest = models[0].test, models[0].run.tags["split_digest"]
+    page = comparison_page.render(
+        about=f"{test['patient'].nunique()} test patients, {test['image_id'].nunique()} images, "
+        f"split {digest[:12]}.",
+        results=results,
+        differences=differences,
+        costs=costs,
+        drawn=drawn,
+    )
+    run.log_page(page, "comparison")
     summary = _summary(results, differences, reference)
     run.describe(summary)
     logger.info("%s", summary)
@@ -201,15 +200,17 @@ def _figures(
 
 def _summary(results: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
     """The description of the run, in markdown."""
-    images = results[results["level"] == "image"].set_index(["model", "metric"])
+    names = [METRICS[metric] for metric in _SUMMARISED]
+    lines = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    wide = wide_results(results[results["level"] == "image"])
+    lines += [
+        f"| {row['model']} | " + " | ".join(row[name] for name in names) + " |"
+        for _, row in wide.iterrows()
+    ]
     auc = differences[(differences["level"] == "image") & (differences["metric"] == "auc")]
-    lines = ["| model | " + " | ".join(_HEADLINE) + " |", "|---" * (len(_HEADLINE) + 1) + "|"]
-    for model in dict.fromkeys(results["model"]):
-        cells = [_interval(images.loc[(model, metric)]) for metric in _HEADLINE]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"AUC of each model less that of {reference}, by patient-clustered bootstrap:",
+        f"AUC less that of {reference}, by patient-clustered bootstrap:",
         "",
     ]
     lines += [
@@ -218,47 +219,3 @@ def _summary(results: pd.DataFrame, differences: pd.DataFrame, reference: str) -
         for row in auc.itertuples()
     ]
     return "\n".join(lines)
-
-
-def _interval(row: pd.Series) -> str:
-    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-
-
-def _page(
-    models: Sequence[Contender],
-    digest: str,
-    results: pd.DataFrame,
-    differences: pd.DataFrame,
-    costs: pd.DataFrame,
-    drawn: dict[str, Figure],
-) -> str:
-    """One HTML page without any outside reference."""
-    test = models[0].test
-    patients = f"{test['patient'].nunique()} patients, {len(test)} test images"
-    shown = results[results["metric"].isin((*_HEADLINE, "brier", "ece"))]
-    wide = shown.assign(text=[_interval(row) for _, row in shown.iterrows()]).pivot(
-        index=["level", "model"], columns="metric", values="text"
-    )
-    tables = {
-        "Results on test, with 95 % intervals": wide.reset_index(),
-        "Paired differences to the reference": differences,
-        "Cost": costs,
-    }
-    parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title>',
-        f"<style>{_STYLE}</style><h1>Comparison of {len(models)} models</h1>",
-        f"<p>{patients}, split {digest[:12]}. For research, not for diagnosis.</p>",
-    ]
-    for title, table in tables.items():
-        body = table.to_html(index=False, border=0, float_format="{:.4g}".format, na_rep="")
-        parts.append(f"<h2>{html.escape(title)}</h2><div>{body}</div>")
-    for name, figure in drawn.items():
-        text = html.escape(name.replace("_", " "))
-        parts.append(f'<figure><img alt="{text}" src="{_data_uri(figure)}"></figure>')
-    return "\n".join(parts)
-
-
-def _data_uri(figure: Figure) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = figures.save_png(figure, Path(folder) / "figure.png")
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
