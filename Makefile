@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# A file of tests per process, and one thread in each: more would only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 .DEFAULT_GOAL := help
 
 .PHONY: help env train test soak lint format ui clean
@@ -21,10 +23,10 @@ train: env  ## the main job: fit, evaluate and register the classifier on the bu
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e train --env-manager local
 
 test: env lint  ## all tests but the long campaigns
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 soak: env  ## the long campaigns (kills, faults, fuzzing, full grids)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: env  ## style and layering
 	$(BIN)/ruff check .
