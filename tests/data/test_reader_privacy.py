@@ -4,89 +4,29 @@ Markers stand in every header field and every column of the tables. They, and th
 the releases are built of, must not be in any log record, message, table column or cache file.
 """
 
-import csv
 import logging
-import re
 import warnings
 
 import pytest
-from pydicom import Dataset, dcmread
-from pydicom.datadict import dictionary_VR, keyword_dict
 
 from sgc_experiments.data import READERS, load_dataset
 from sgc_experiments.data.phantom.cbis_ddsm_layout import write_cbis_ddsm
 from sgc_experiments.data.phantom.vindr_mammo_layout import write_vindr_mammo
 from sgc_experiments.errors import UserError
+from tests.planted_markers import (
+    LEAK,
+    MARKER,
+    columns_of,
+    plant_in_headers,
+    plant_in_table,
+    plant_in_unused_columns,
+)
 
-MARKER = "XMARKERX"
-UID_MARKER = "1.2.987654321"
-VALUES = {
-    "DA": "19870617",
-    "TM": "098765",
-    "AS": "098Y",
-    "IS": "987654",
-    "DS": "987654.25",
-    **dict.fromkeys(("PN", "LO", "SH", "LT", "ST", "UT", "CS", "AE", "UC"), MARKER),
-}
-GROUPS = (0x0008, 0x0010, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040, 0x4008)
-TECHNICAL = {
-    "PhotometricInterpretation", "WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept",
-    "VOILUTFunction", "NumberOfFrames", "SpecificCharacterSet",
-}  # fmt: skip
 WRITERS = {"cbis_ddsm": write_cbis_ddsm, "vindr_mammo": write_vindr_mammo}
 TABLES = {
     "cbis_ddsm": ["mass_case_description_train_set.csv"],
     "vindr_mammo": ["breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"],
 }
-# What the readers use; markers go into all other columns of a release that can be read.
-USED = re.compile(
-    r"patient.id|density|left or right|image view|pathology|path|study.id|image.id|laterality|"
-    r"view.position|height|width|birads|split|categories|[xy](min|max)|sop instance|rows|columns",
-    re.IGNORECASE,
-)
-# Identifiers of CBIS-DDSM and VinDr-Mammo, and the markers.
-LEAK = re.compile(
-    rf"{MARKER}|{UID_MARKER}|987654|098765|19870617|\bP_\d{{5}}|1\.3\.6\.1\.4\.1\.9590|"
-    r"\b[0-9a-f]{32}\b"
-)
-
-
-def planted_header():
-    """A marker in every text, date and number field that a header may have."""
-    header = Dataset()
-    for keyword, tag in keyword_dict.items():
-        value = VALUES.get(dictionary_VR(tag))
-        if value and tag >> 16 in GROUPS and keyword not in TECHNICAL:
-            setattr(header, keyword, value)
-    header.FrameOfReferenceUID = UID_MARKER
-    header.private_block(0x0011, MARKER, create=True).add_new(1, "LO", MARKER)
-    return header
-
-
-def plant_in_headers(paths):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = planted_header()
-        for path in paths:
-            dataset = dcmread(path)
-            dataset.update(header)
-            dataset.save_as(path)
-
-
-def plant_in_table(path, column, row=None):
-    """Put a marker into a column: into one row, or into all of them."""
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    for number, cells in enumerate(rows):
-        if row is None or number == row:
-            cells[column] = MARKER
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def columns_of(path):
-    with path.open(newline="") as file:
-        return next(csv.reader(file))
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -104,9 +44,7 @@ def release(dataset_name, tmp_path_factory):
     mammogram = max(images, key=lambda path: (path.stat().st_size, path))
     mammogram.write_bytes(mammogram.read_bytes()[:-1000])
     for name in TABLES[dataset_name]:
-        for number, column in enumerate(columns_of(root / name)):
-            if not USED.search(column):
-                plant_in_table(root / name, number)
+        plant_in_unused_columns(root / name)
     return root
 
 
