@@ -55,13 +55,13 @@ class ScoreBasedClassifier:
         image_size: Side S of the images in pixels.
         sde: Name in `sde.SDES`.
         sde_parameters: For `sde.make_sde`.
-        channels: See `ScoreNetwork`; also `blocks`, `patch`, `prediction`, `class_conditioning`
-            and `dropout`.
+        channels: See `ScoreNetwork`, as for the six that follow.
         blocks: Residual blocks per level and direction.
         patch: Side of the square of pixels that the stem folds.
         prediction: "eps", "v" or "x0".
         class_conditioning: "all" or "decoder".
         dropout: In the network's blocks.
+        standardisation: "image" or "dataset".
         log_snr_min: Lowest log-SNR trained on, for standardised images.
         log_snr_max: Highest log-SNR trained on.
         weighting: See `DenoisingScoreMatching`; also `log_snr_sampling`, `hybrid_weight` and
@@ -88,6 +88,7 @@ class ScoreBasedClassifier:
         prediction: str = "v",
         class_conditioning: str = "all",
         dropout: float = 0.0,
+        standardisation: str = "image",
         log_snr_min: float = -4.0,
         log_snr_max: float = 10.0,
         weighting: str = "elbo",
@@ -107,6 +108,7 @@ class ScoreBasedClassifier:
             "prediction": prediction,
             "class_conditioning": class_conditioning,
             "dropout": dropout,
+            "standardisation": standardisation,
             "log_snr_min": log_snr_min,
             "log_snr_max": log_snr_max,
             "weighting": weighting,
@@ -145,7 +147,10 @@ class ScoreBasedClassifier:
         self.prior = np.full(len(self.classes), 1 / len(self.classes))
 
     def _make_network(self, seed: int) -> ScoreNetwork:
-        names = ("channels", "blocks", "patch", "prediction", "class_conditioning", "dropout")
+        names = (
+            *("channels", "blocks", "patch", "prediction", "class_conditioning"),
+            *("dropout", "standardisation"),
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return ScoreNetwork(len(self.classes), **{name: self.arguments[name] for name in names})

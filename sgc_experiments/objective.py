@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from sgc_experiments.batches import to_model_range
 from sgc_experiments.likelihood import log_odds_from_errors, make_draws, squared_errors
 from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
-from sgc_experiments.score_network import ScoreNetwork, alpha_sigma
+from sgc_experiments.score_network import ScoreNetwork, alpha_sigma, repeat
 from sgc_experiments.sde import SDE
 
 WEIGHTINGS = ("elbo", "simple", "min_snr", "sigmoid")
@@ -150,8 +150,7 @@ class DenoisingScoreMatching(nn.Module):
         total = weighted.mean()
         metrics = {"denoising_loss": float(total.detach())}
         if self.hybrid_weight and len(class_errors):
-            scale = 0.5 * (self.high - self.low) * x[0].numel()
-            entropy = cross_entropy(-scale * class_errors, target[~null])
+            entropy = cross_entropy(-self._evidence_scale(x) * class_errors, target[~null])
             total = total + self.hybrid_weight * entropy
             metrics["class_loss"] = float(entropy.detach())
         return total, metrics
@@ -208,11 +207,22 @@ class DenoisingScoreMatching(nn.Module):
         )
         errors = squared_errors(network, x, draws)
         target = torch.as_tensor(labels)
-        own = errors[torch.arange(len(x)), :, target] / x[0].numel()
+        per_pixel = errors / x[0].numel()
+        own = per_pixel[torch.arange(len(x)), :, target]
+        weight = self.weight(draws.log_snr) * draws.weight
         log_odds, _ = log_odds_from_errors(errors, draws)
-        return {
-            "validation_loss": float(
-                (own * self.weight(draws.log_snr) * draws.weight).sum(1).mean()
-            ),
+        metrics = {
+            "validation_loss": float((own * weight).sum(1).mean()),
             "validation_accuracy": float((log_odds.argmax(1) == target).double().mean()),
         }
+        if self.hybrid_weight:
+            # Draw by draw, as in training.
+            logits = -self._evidence_scale(x) * per_pixel.flatten(0, 1)
+            entropy = float(cross_entropy(logits, repeat(target, len(draws))))
+            metrics["validation_class_loss"] = entropy
+            metrics["validation_loss"] += self.hybrid_weight * entropy
+        return metrics
+
+    def _evidence_scale(self, x: Tensor) -> float:
+        """½ (λmax − λmin) D: what turns a mean squared error into nats."""
+        return 0.5 * (self.high - self.low) * x[0].numel()

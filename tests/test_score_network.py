@@ -81,19 +81,22 @@ def test_the_true_output_gives_the_true_noise(prediction):
 
 
 def test_the_output_can_differ_at_every_pixel():
-    """A few steps of training reach noise that has no smooth part at all."""
+    """A few steps of training go towards noise, which has hardly any smooth part.
+
+    Anything made of 2 × 2 blocks of one value would leave three quarters of it.
+    """
     torch.manual_seed(0)
     network = ScoreNetwork(1, channels=(16, 16), blocks=1, patch=2, prediction="eps")
     z = torch.randn(2, 1, 8, 8)
     target = torch.randn(2, 1, 8, 8)
     log_snr, classes = torch.zeros(2), torch.zeros(2, dtype=torch.long)
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    for _ in range(250):
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(40):
         loss = (network(z, log_snr, classes) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.02
+    assert float(loss.detach()) < 0.4
 
 
 def test_standardisation_by_image_ignores_gain_and_offset():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgc_experiments.config import YardsticksConfig, parse
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import YardsticksConfig
 from sgc_experiments.data import generate_phantom
 from sgc_experiments.data.phantom.yardsticks import format_yardsticks, yardsticks
 

@@ -1,113 +1,14 @@
-"""Every parameter of every entry point: its name, type, bounds, default and help text, once.
-
-How they are given is the matter of ``command_line.py``. The resolved object is logged with the run
-under the prefix ``config.``.
-"""
+"""Parameters of fitting: the SDE, the network, the objective, training and evaluation."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, model_validator
 
-from sgc_experiments.command_line import Config
-
-GENERATIVE_MODEL = "sgc"
-AUTO = "auto"
-DATASETS = ("phantom", "inbreast", "cbis_ddsm", "vindr_mammo")
-
-Auto = Literal["auto"]
-Dataset = Literal["phantom", "inbreast", "cbis_ddsm", "vindr_mammo"]
-
-
-def _split_commas(value: object) -> object:
-    """``"32,64"`` is how a list arrives from a command line."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-Channels = Annotated[
-    tuple[Annotated[int, Field(ge=4, le=2048)], ...], NoDecode, BeforeValidator(_split_commas)
-]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
-
-
-class DataConfig(Config):
-    """Which images, how they are prepared, and who is in which subset."""
-
-    dataset: Dataset = Field("phantom", description="the dataset; the phantom needs no download")
-    data_dir: Path = Field(Path("data"), description="the folder that holds the dataset")
-    cache_dir: Path = Field(
-        Path("~/.cache/sgc_experiments"),
-        description="the folder for prepared images, the phantom and checkpoints",
-    )
-    input: Literal["auto", "whole", "roi"] = Field(
-        AUTO,
-        description="whole images, or roi: a crop around each image's lesion "
-        "(auto: roi for the phantom, whole for the real datasets)",
-    )
-    image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] | Auto = Field(
-        AUTO,
-        description="the side of the prepared image in pixels, a multiple of 8 from 16 to 1024",
-    )
-    clahe: bool = Field(False, description="contrast-limited adaptive histogram equalisation")
-    birads3: Literal["benign", "drop"] = Field(
-        "benign", description="what INbreast images of BI-RADS 3 count as"
-    )
-    abnormality: Literal["all", "mass", "calc"] = Field(
-        "all", description="which CBIS-DDSM abnormalities to read"
-    )
-    on_leak: Literal["drop_test", "drop_train", "error"] = Field(
-        "drop_test",
-        description="what to do with CBIS-DDSM patients who are in both official subsets",
-    )
-    phantom_patients: int = Field(
-        320, ge=20, le=20000, description="the number of patients in the phantom"
-    )
-    phantom_seed: int = Field(0, ge=0, lt=2**31, description="the seed of the phantom's images")
-    difficulty: Literal["standard", "hard"] = Field(
-        "standard", description="the phantom's difficulty (hard: physical contrast, calcifications)"
-    )
-    validation_fraction: float = Field(
-        0.15, gt=0, lt=0.9, description="the share of patients kept for validation"
-    )
-    test_fraction: float = Field(
-        0.25,
-        gt=0,
-        lt=0.9,
-        description="the share of test patients where there is no official split",
-    )
-    n_patients: Annotated[int, Field(ge=4)] | Literal["all"] = Field(
-        "all", description="how many training and validation patients to use, or all"
-    )
-    workers: int = Field(0, ge=0, le=256, description="processes that read images (0: all cores)")
-    split_seed: int = Field(0, ge=0, lt=2**31, description="the seed of the split by patients")
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="the seed of all else: weights, batches, noise"
-    )
-
-    @model_validator(mode="after")
-    def _fractions_leave_training_patients(self) -> DataConfig:
-        if self.validation_fraction + self.test_fraction >= 0.95:
-            raise ValueError(
-                "validation_fraction and test_fraction together leave less than 5 % of the "
-                "patients for training"
-            )
-        return self
-
-
-class PrepareConfig(DataConfig):
-    """Index, check, prepare, cache and split a dataset, and report on its quality."""
-
-    entry_point: ClassVar[str] = "prepare"
-
-    config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
-    examples: int = Field(
-        3, ge=0, le=20, description="images of each class whose preparation is shown step by step"
-    )
+from sgc_experiments.config.data import DataConfig
+from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, Auto, Channels, Names
 
 
 class FitConfig(DataConfig):
@@ -258,53 +159,6 @@ class BaselineConfig(FitConfig):
     def of(self, model: str) -> TrainConfig:
         """The configuration of one of the models."""
         return TrainConfig(**self.model_dump(exclude={"models"}), model=model)
-
-
-class CompareConfig(Config):
-    """Compare finished runs that were tested on the same patients."""
-
-    entry_point: ClassVar[str] = "compare"
-
-    config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
-    experiment: str = Field(
-        "", description="the name of the experiment whose runs are compared (none: the active one)"
-    )
-    runs: Names = Field(
-        (), description="names or ids of the runs to compare, separated by commas (none: all)"
-    )
-    split: str = Field(
-        "", description="the beginning of the split digest to compare under (none: must be one)"
-    )
-    reference: str = Field(
-        "", description="the model that the others are compared with (none: sgc, else the first)"
-    )
-    bootstrap: int = Field(
-        2000, ge=100, le=100000, description="resamples of patients behind each interval"
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="the seed of the resamples")
-
-
-class PhantomConfig(Config):
-    """Write synthetic mammograms in the layout of a real dataset."""
-
-    entry_point: ClassVar[str] = "phantom"
-
-    out: Path = Field(description="the folder to write; it must not exist yet")
-    layout: Literal["inbreast", "cbis_ddsm", "vindr_mammo"] = Field(
-        "inbreast", description="whose files to imitate"
-    )
-    style: Literal["classic", "descriptive", "nbia", "newer", "kaggle_jpeg"] = Field(
-        "classic", description="which of CBIS-DDSM's folder layouts"
-    )
-    syntax: Literal["native", "rle", "jpegls", "j2k"] = Field(
-        "native", description="the DICOM transfer syntax"
-    )
-    patients: int = Field(40, ge=1, le=20000, description="the number of patients")
-    seed: int = Field(0, ge=0, lt=2**31, description="the seed; same seed, same bytes")
-    difficulty: Literal["standard", "hard"] = Field(
-        "standard", description="how visible the signs of malignancy are"
-    )
-    workers: int = Field(0, ge=0, le=256, description="processes that render (0: all cores)")
 
 
 DataConfigT = TypeVar("DataConfigT", bound=DataConfig)

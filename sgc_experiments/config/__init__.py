@@ -1,0 +1,25 @@
+"""Every parameter of every entry point: its name, type, bounds, default and help text, once.
+
+How they are given is the matter of ``command_line.py``. The resolved object is logged with the run
+under the prefix ``config.``.
+"""
+
+from sgc_experiments.config.compare import CompareConfig
+from sgc_experiments.config.data import DataConfig, PhantomConfig, PrepareConfig, YardsticksConfig
+from sgc_experiments.config.fit import BaselineConfig, FitConfig, TrainConfig, resolve_defaults
+from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL
+
+__all__ = [
+    "AUTO",
+    "DATASETS",
+    "GENERATIVE_MODEL",
+    "BaselineConfig",
+    "CompareConfig",
+    "DataConfig",
+    "FitConfig",
+    "PhantomConfig",
+    "PrepareConfig",
+    "TrainConfig",
+    "YardsticksConfig",
+    "resolve_defaults",
+]

@@ -1,0 +1,28 @@
+"""Types that several configurations share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+GENERATIVE_MODEL = "sgc"
+AUTO = "auto"
+DATASETS = ("phantom", "inbreast", "cbis_ddsm", "vindr_mammo")
+
+Auto = Literal["auto"]
+Dataset = Literal["phantom", "inbreast", "cbis_ddsm", "vindr_mammo"]
+
+
+def _split_commas(value: object) -> object:
+    """``"32,64"`` is how a list arrives from a command line."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Channels = Annotated[
+    tuple[Annotated[int, Field(ge=4, le=2048)], ...], NoDecode, BeforeValidator(_split_commas)
+]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
