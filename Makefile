@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 .DEFAULT_GOAL := help
 
-.PHONY: help env train test soak lint format ui clean
+.PHONY: help env services train test soak lint format ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,13 +19,16 @@ $(VENV)/.installed: pyproject.toml
 
 env: $(VENV)/.installed  ## make the environment in .venv
 
+services:  ## install what the tests need beside Python (PostgreSQL, Chromium), where possible
+	tests/install_services.sh
+
 train: env  ## the main job: fit, evaluate and register the classifier on the built-in phantom
 	PATH="$(CURDIR)/$(BIN):$$PATH" mlflow run . -e train --env-manager local
 
-test: env lint  ## all tests but the long campaigns
+test: env services lint  ## all tests but the long campaigns
 	$(PYTEST) -m "not slow"
 
-soak: env  ## the long campaigns (kills, faults, fuzzing, full grids)
+soak: env services  ## the long campaigns (kills, faults, fuzzing, full grids)
 	$(PYTEST) -m slow
 
 lint: env  ## style and layering

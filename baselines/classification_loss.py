@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from sgc_experiments.augmentation import apply_symmetry
 from sgc_experiments.batches import to_model_range
+from sgc_experiments.evaluation_plan import mean_pairwise_auc
 
 # Pixels per forward pass without gradients: bounds the memory of activations.
 _PIXELS_AT_ONCE = 2**20
@@ -72,7 +73,7 @@ class ClassificationLoss:
     def validate(
         self, network: nn.Module, images: np.ndarray, labels: np.ndarray
     ) -> dict[str, float]:
-        """Cross-entropy and accuracy on held-out uint16 images (N, S, S), labels int64 (N,)."""
+        """Loss, accuracy and AUC on held-out uint16 images (N, S, S), labels int64 (N,)."""
         logits = logits_of(network, images).double()
         target = torch.as_tensor(labels)
         losses = cross_entropy(logits, target, reduction="none")
@@ -82,6 +83,7 @@ class ClassificationLoss:
         return {
             "validation_loss": float((weights * losses).sum() / weights.sum()),
             "validation_accuracy": float((logits.argmax(1) == target).double().mean()),
+            "validation_auc": mean_pairwise_auc(logits.numpy(), labels, range(logits.shape[1])),
         }
 
     def state_dict(self) -> dict[str, Tensor]:

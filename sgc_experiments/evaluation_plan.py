@@ -92,7 +92,7 @@ def mean_pairwise_auc(scores: np.ndarray, labels: np.ndarray, classes: Sequence[
         classes: Which to compare.
 
     Returns:
-        Between 0 and 1; −inf if no pair can be compared.
+        Between 0 and 1; NaN if no pair can be compared.
     """
     values = []
     present = [c for c in classes if np.any(labels == c)]
@@ -103,4 +103,4 @@ def mean_pairwise_auc(scores: np.ndarray, labels: np.ndarray, classes: Sequence[
             positive = torch.as_tensor(labels[pair] == second)
             greater = difference[positive][:, None] - difference[~positive][None]
             values.append(float((greater.sign() + 1).mean() / 2))
-    return float(np.mean(values)) if values else -math.inf
+    return float(np.mean(values)) if values else math.nan

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sgc_experiments.batches import to_model_range
+from sgc_experiments.evaluation_plan import mean_pairwise_auc
 from sgc_experiments.likelihood import log_odds_from_errors, make_draws, squared_errors
 from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
 from sgc_experiments.score_network import ScoreNetwork, alpha_sigma, repeat
@@ -214,6 +215,7 @@ class DenoisingScoreMatching(nn.Module):
         metrics = {
             "validation_loss": float((own * weight).sum(1).mean()),
             "validation_accuracy": float((log_odds.argmax(1) == target).double().mean()),
+            "validation_auc": mean_pairwise_auc(log_odds.numpy(), labels, range(network.classes)),
         }
         if self.hybrid_weight:
             # Draw by draw, as in training.

@@ -8,12 +8,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import pytest
+
+from tests.postgres import PostgresServer, running_server
 
 ROOT = Path(__file__).parents[1]
 # A phantom and a budget that exercise every part in seconds; no accuracy is asked of them.
@@ -120,3 +122,10 @@ def finished(tmp_path_factory, make_workspace) -> Workspace:
         done = workspace.project("train", **SMALL)
         assert done.returncode == 0, done.stdout + done.stderr
     return workspace
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of the tests' own."""
+    with running_server() as server:
+        yield server

@@ -128,6 +128,8 @@ def test_validation_is_the_same_at_every_call_and_for_any_order():
     assert first == make_objective().validate(network, images, labels)
     turned = make_objective().validate(network, images[::-1].copy(), labels[::-1].copy())
     assert first == pytest.approx(turned, rel=1e-5)
+    swapped = make_objective().validate(network, images, 1 - labels)
+    assert first["validation_auc"] == pytest.approx(1 - swapped["validation_auc"])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from baselines.classification_loss import ClassificationLoss
+from baselines.classification_loss import ClassificationLoss, logits_of
 from baselines.timm_classifier import TimmClassifier
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.batches import ImageSet
@@ -227,6 +227,19 @@ def test_the_validation_loss_of_a_balanced_training_weighs_the_classes_alike():
     for balanced, weights in ((True, (0.5, 0.5)), (False, (0.9, 0.1))):
         loss = ClassificationLoss(balanced=balanced).validate(network, images, labels)
         assert loss["validation_loss"] == pytest.approx(weights @ losses)
+
+
+def test_the_validation_auc_is_that_of_the_logits():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 65536, (40, 2, 2), dtype=np.uint16)
+    labels = np.arange(40) % 2
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    logits = logits_of(network, images).numpy()
+    metrics = ClassificationLoss().validate(network, images, labels)
+    expected = roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    assert metrics["validation_auc"] == pytest.approx(expected)
+    of_one_class = ClassificationLoss().validate(network, images, np.zeros(40, dtype=int))
+    assert np.isnan(of_one_class["validation_auc"])
 
 
 def test_mixup_mixes_images_and_labels_alike():
