@@ -27,6 +27,7 @@ from sgc_experiments.augmentation import augment
 from sgc_experiments.batches import BatchOrder, ImageSet, stream_seed, to_model_range
 from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
 from sgc_experiments.errors import UserError
+from sgc_experiments.progress import progress_bar
 from sgc_experiments.training_settings import Budget, TrainingSettings, choose_device
 
 __all__ = [
@@ -341,13 +342,9 @@ class _Run:
         self.earlier_seconds, self.started = state["seconds"], time.monotonic()
 
     def progress_bar(self, budget: Budget) -> tqdm:
-        return tqdm(
-            total=budget.amount,
-            unit=budget.unit.rstrip("s"),
-            desc="training",
-            disable=not self.settings.progress,
-            mininterval=1.0,
-        )
+        unit = budget.unit.rstrip("s")
+        shown = self.settings.progress
+        return progress_bar(total=budget.amount, title="training", unit=unit, shown=shown)
 
     def show(self, bar: tqdm, budget: Budget, metrics: dict[str, float]) -> None:
         if metrics:

@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from sgc_experiments.data.rejection import Reason, RejectedFile
+from sgc_experiments.progress import progress_bar
 
 TIMEOUT_SECONDS = 60.0
 MEMORY_BYTES = 3 << 30
@@ -71,7 +70,8 @@ def run_isolated(
         worker = _Worker(task, timeout, memory)
         at_work[worker.connection] = worker
 
-    with tqdm(total=len(items), desc=progress, unit="file", disable=progress is None) as bar:
+    shown = progress is not None
+    with progress_bar(total=len(items), title=progress or "", unit="file", shown=shown) as bar:
         try:
             for _ in range(min(workers or available_cores(), len(items))):
                 start()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import cv2
-from tqdm import tqdm
 
 from sgc_experiments.data.phantom.render import is_malignant
 from sgc_experiments.errors import UserError
+from sgc_experiments.progress import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,9 +62,12 @@ def in_parallel(
     """
 
     def shown(results: Iterator[Result]) -> list[Result]:
-        return list(
-            tqdm(results, "phantom", total=len(items), unit="patient", disable=not progress)
-        )
+        done = []
+        with progress_bar(total=len(items), title="phantom", unit="patient", shown=progress) as bar:
+            for result in results:
+                done.append(result)
+                bar.update()
+        return done
 
     workers = workers or len(os.sched_getaffinity(0))
     # A process takes about as long to start as a dozen patients take to write.
