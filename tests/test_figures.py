@@ -35,9 +35,9 @@ def images(n, size=16, seed=0):
     return np.random.default_rng(seed).integers(0, 65536, (n, size, size), dtype=np.uint16)
 
 
-def explanation(log_odds=2.0, label=1, box=(4, 4, 10, 11)):
-    evidence = np.random.default_rng(1).normal(size=(4, 4))
-    return figures.Explanation(images(1)[0], evidence, box, label, log_odds, 0.3)
+def explanation(outcome="true positive", log_odds=2.0, box=(4, 4, 10, 11)):
+    evidence = np.random.default_rng(1).normal(size=(16, 16))
+    return figures.Explanation(images(1)[0], evidence, box, outcome, log_odds, 0.3, "typical")
 
 
 @functools.cache
@@ -83,7 +83,7 @@ SHEETS = {
         images(20), np.arange(20) % 2, images(9, seed=1), np.arange(9) % 2, ("benign", "malignant")
     ),
     "explanation_sheet": lambda: figures.explanation_sheet(
-        [explanation(), explanation(-1.0, 1, None), explanation(1.0, 0), explanation(-3.0, 0)]
+        [explanation("false negative", -1.0, None), *[explanation()] * 5]
     ),
     "one_explanation": lambda: figures.explanation_sheet([explanation()]),
 }
@@ -164,19 +164,29 @@ def test_confusion_counts_and_percentages():
 
 def test_explanations_name_the_outcome_and_centre_the_map():
     figure = figures.explanation_sheet(
-        [explanation(2.0, 1), explanation(2.0, 0), explanation(-2.0, 0), explanation(-2.0, 1)],
+        [explanation(), explanation("false negative", -2.0, box=None)],
     )
     shown = said(figure)
-    for outcome in ("true positive", "false positive", "true negative", "false negative"):
-        assert outcome in shown
-    assert "p = 0.88 ± 0.03" in shown  # 0.881 · 0.119 · 0.3
+    assert "true positive" in shown
+    assert "false negative" in shown
+    assert "p = 0.88 (0.80–0.93)" in shown  # the logistic of 2 and of 2 ± 1.96 · 0.3
     bar = next(axes for axes in figure.axes if "nats" in axes.get_ylabel())
     low, high = bar.get_ylim()
     assert low == pytest.approx(-high)
-    strict = figures.explanation_sheet([explanation(2.0, 1)], threshold=0.9)
-    assert "false negative" in said(strict)
+    boxes = [len(axes.patches) for axes in figure.axes[:4]]
+    assert boxes == [1, 0, 1, 0]
     with pytest.raises(UserError, match="no image"):
         figures.explanation_sheet([])
+
+
+def test_a_map_keeps_its_units_at_any_resolution():
+    coarse = np.full((32, 32), 0.01)  # 10.24 nats in all
+    fine = np.full((64, 64), 0.0025)
+    for evidence in (coarse, fine):
+        case = figures.Explanation(evidence, evidence, None, "true positive", 10.24, 0.1)
+        figure = figures.explanation_sheet([case])
+        bar = next(axes for axes in figure.axes if "nats" in axes.get_ylabel())
+        assert bar.get_ylim()[1] == pytest.approx(0.1024)  # a hundredth of the image's
 
 
 def test_training_and_validation_share_a_panel():

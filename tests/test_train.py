@@ -90,7 +90,15 @@ def test_system_metrics_are_there(run):
 
 @pytest.mark.parametrize(
     "name",
-    ["roc", "precision_recall", "reliability", "confusion", "samples", "training_curves"],
+    [
+        "roc",
+        "precision_recall",
+        "reliability",
+        "confusion",
+        "samples",
+        "explanations",
+        "training_curves",
+    ],
 )
 def test_figures_are_pictures(artifacts, name):
     with open(f"{artifacts}/figures/{name}.png", "rb") as file:

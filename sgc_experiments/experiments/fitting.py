@@ -1,7 +1,7 @@
 """From images and a split to a fitted, evaluated and registered classifier, in one MLflow run.
 
-The same steps for every model: nothing here knows which one it is, but for the samples that a
-generative model can draw.
+The same steps for every model: nothing here knows which one it is, but for the samples and
+explanations that a generative model can draw.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sgc_experiments.config import TrainConfig
 from sgc_experiments.data import CLASSES
 from sgc_experiments.evaluation import choose_thresholds, evaluation_report, headline
 from sgc_experiments.experiments.datasets import Data, log_data
+from sgc_experiments.experiments.explanations import explanation_sheet
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.scoring import answer, prediction_table
@@ -64,6 +65,12 @@ def fit_and_publish(run: TrackedRun, config: TrainConfig, data: Data) -> None:
     report = evaluate(run, config, predictions, prior=data.prevalence("train"))
     if isinstance(classifier, ScoreBasedClassifier):
         run.log_figure(_sample_sheet(data, classifier, config.seed), "samples")
+        run.log_figure(
+            explanation_sheet(
+                data, classifier, predictions.test, _decide(predictions), seed=config.seed
+            ),
+            "explanations",
+        )
     publish(run, config, data, classifier, report)
 
 

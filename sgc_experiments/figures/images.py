@@ -7,17 +7,19 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
 from sgc_experiments.errors import UserError
-from sgc_experiments.figures.style import PALETTE, signed, styled
+from sgc_experiments.figures.style import GREY, PALETTE, signed, styled
 
 _BOX_COLOR = "#F0E442"  # the yellow of the palette: seen on grey and on both ends of the map
 _DIVERGING = "RdBu_r"
+_COLUMNS = 4
 
 
 def _bare(axes: Axes) -> None:
@@ -73,43 +75,36 @@ class Explanation(NamedTuple):
 
     Attributes:
         image: shape (H, W).
-        evidence: contribution of each place to the log-odds of class 1, in nats, shape (h, w) of
-            any resolution.
+        evidence: contribution of each pixel to the log-odds of class 1, in nats, shape (H, W).
         box: lesion (x0, y0, x1, y1) in pixels of `image`; None or NaN if there is none.
-        label: true class, 0 or 1.
+        outcome: such as "false positive".
         log_odds: posterior log-odds of class 1.
         standard_error: of the log-odds.
+        remark: why this image is shown, such as "typical".
     """
 
     image: NDArray
     evidence: NDArray[np.floating]
     box: Sequence[float] | None
-    label: int
+    outcome: str
     log_odds: float
     standard_error: float
-
-
-def _outcome(case: Explanation, threshold: float) -> str:
-    positive = expit(case.log_odds) >= threshold
-    right = "true" if positive == (case.label == 1) else "false"
-    return f"{right} {'positive' if positive else 'negative'}"
+    remark: str = ""
 
 
 @styled
 def explanation_sheet(
-    cases: Sequence[Explanation],
-    *,
-    threshold: float = 0.5,
-    classes: Sequence[str] = ("benign", "malignant"),
+    cases: Sequence[Explanation], *, classes: Sequence[str] = ("benign", "malignant")
 ) -> Figure:
     """Images with their lesion above the same images under the map of the log-odds.
 
-    The map's colours are centred at 0 and shared by all cases; where the evidence is weak, the
-    image shows through. The posterior stands below with its standard error (by the delta method).
+    Single pixels are too noisy to read: the maps are smoothed over a thirty-second of the image's
+    side. Their colours are centred at 0 and shared by all cases; where the evidence is weak, the
+    image shows through. The posterior stands below, with the interval that the standard error of
+    the log-odds leaves it.
 
     Args:
-        cases: one column each; eight at most read well.
-        threshold: probability from which a case is called positive.
+        cases: four to a row.
         classes: names of class 0 and 1.
 
     Raises:
@@ -117,40 +112,65 @@ def explanation_sheet(
     """
     if not cases:
         raise UserError("There is no image to explain.")
-    tallest = max(case.image.shape[0] / case.image.shape[1] for case in cases)
-    figure = Figure(figsize=(max(1.75 * len(cases) + 1.1, 3.6), 3.3 * tallest + 1.1))
-    grid = figure.subplots(2, len(cases), squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
-    strongest = max(float(np.abs(case.evidence).max()) for case in cases) or 1.0
-    scale = CenteredNorm(0, strongest)
-    for (above, below), case in zip(grid.T, cases, strict=True):
-        height, width = case.image.shape
-        for axes in (above, below):
-            axes.imshow(case.image, cmap="gray")
-            _bare(axes)
-            if case.box is not None and np.isfinite(case.box).all():
-                x0, y0, x1, y1 = case.box
-                axes.add_patch(
-                    Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False,
-                              edgecolor=_BOX_COLOR, linewidth=1.4)
-                )  # fmt: skip
-        overlay = matplotlib.colormaps[_DIVERGING](scale(case.evidence))
-        overlay[..., 3] = 0.85 * np.abs(case.evidence) / strongest
-        below.imshow(
-            overlay, interpolation="bilinear", extent=(-0.5, width - 0.5, height - 0.5, -0.5)
-        )
-        color = PALETTE[1] if case.label == 1 else PALETTE[0]
-        above.set_title(
-            f"{_outcome(case, threshold)}\n({classes[case.label]})", color=color, fontsize=10
-        )
-        p = float(expit(case.log_odds))
-        error = p * (1 - p) * case.standard_error
-        below.set_xlabel(
-            f"p = {p:.2f} ± {error:.2f}\n"
-            f"log-odds {signed(case.log_odds, 1)} ± {case.standard_error:.1f}",
-            fontsize=9,
-        )
+    columns = min(len(cases), _COLUMNS)
+    blocks = -(-len(cases) // columns)
+    height, width = cases[0].image.shape
+    figure = Figure(
+        figsize=(max(2.0 * columns + 1.2, 4.2), blocks * (3.9 * height / width + 1.1) + 0.4)
+    )
+    grid = figure.subplots(2 * blocks, columns, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03, wspace=0.02, hspace=0.01)
+    maps = [_per_percent(case.evidence) for case in cases]
+    # One strong spot must not make all other evidence invisible.
+    strongest = float(np.quantile(np.abs(maps), 0.998)) or 1.0
+    scale = Normalize(-strongest, strongest)
+    for axes in grid.flat:
+        _bare(axes)
+    for k, (case, evidence) in enumerate(zip(cases, maps, strict=True)):
+        block, column = divmod(k, columns)
+        _draw_case(grid[2 * block, column], grid[2 * block + 1, column], case, evidence, scale)
     colors = ScalarMappable(norm=scale, cmap=_DIVERGING)
-    bar = figure.colorbar(colors, ax=grid, shrink=0.6, aspect=25, pad=0.02)
-    bar.set_label(f"Evidence for {classes[1]} (nats per place)")
+    bar = figure.colorbar(colors, ax=grid, shrink=0.6, aspect=30, pad=0.02, extend="both")
+    bar.set_label(f"Evidence for {classes[1]} (nats per 1 % of the image)")
+    figure.legend(
+        handles=[Patch(fill=False, edgecolor=_BOX_COLOR, linewidth=2, label="lesion")],
+        loc="outside lower left", frameon=True, facecolor="#444444", labelcolor="white",
+    )  # fmt: skip
     return figure
+
+
+def _per_percent(evidence: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Smooth a map, and express it per hundredth of the image, whatever its resolution."""
+    smooth = gaussian_filter(np.asarray(evidence, np.float64), max(evidence.shape) / 32)
+    return smooth * evidence.size / 100
+
+
+def _draw_case(
+    above: Axes,
+    below: Axes,
+    case: Explanation,
+    evidence: NDArray[np.floating],
+    scale: Normalize,
+) -> None:
+    for axes in (above, below):
+        axes.imshow(case.image, cmap="gray")
+    overlay = matplotlib.colormaps[_DIVERGING](scale(evidence))
+    overlay[..., 3] = 0.85 * np.clip(np.abs(evidence) / scale.vmax, 0, 1)
+    below.imshow(overlay, interpolation="bilinear")
+    if case.box is not None and np.isfinite(case.box).all():
+        x0, y0, x1, y1 = case.box
+        for axes in (above, below):
+            axes.add_patch(
+                Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False,
+                          edgecolor=_BOX_COLOR, linewidth=1.4)
+            )  # fmt: skip
+    color = PALETTE[2] if case.outcome.startswith("true") else PALETTE[1]
+    above.set_title(case.outcome, color=color, loc="center", fontsize=11)
+    above.set_xlabel(case.remark, fontsize=9, color=GREY, labelpad=2)
+    spread = 1.96 * case.standard_error
+    p, low, high = expit([case.log_odds, case.log_odds - spread, case.log_odds + spread])
+    below.set_xlabel(
+        f"p = {p:.2f} ({low:.2f}–{high:.2f})\n"
+        f"log-odds {signed(case.log_odds, 1)} ± {case.standard_error:.1f}",
+        fontsize=10,
+    )
