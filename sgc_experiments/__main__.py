@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name not in ENTRY_POINTS:
             raise UserError(f"There is no entry point {name!r}; choose {', '.join(ENTRY_POINTS)}.")
+        _check_parameters(name, rest)
         importlib.import_module(f"sgc_experiments.experiments.{name}").main(rest)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -49,6 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_parameters(name: str, arguments: Sequence[str]) -> None:
+    """Answer ``--help`` and tell mistakes before the entry point's libraries are imported.
+
+    Raises:
+        UserError: a parameter is wrong.
+        SystemExit: after ``--help``.
+    """
+    from sgc_experiments.command_line import parse
+    from sgc_experiments.experiments import COMMANDS
+
+    parse(COMMANDS[name], arguments)
 
 
 def _overview() -> str:

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from sgc_experiments.augmentation import augment
@@ -180,7 +180,9 @@ class _Run:
     ) -> None:
         self.device = choose_device(settings.device)
         self.network = network.to(self.device)
-        self.ema = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
+        self.ema = AveragedModel(
+            network, multi_avg_fn=_moving_average(settings.ema_decay), use_buffers=True
+        ).eval()
         self.objective, self.settings, self.checkpoint_dir = objective, settings, checkpoint_dir
         self.train_set, self.validation_set = train_set, validation_set
         self.order = BatchOrder(
@@ -246,7 +248,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.ema.update(self.network, step=self.step)
+        self.ema.update_parameters(self.network)
         return {"loss": float(loss.detach()), "learning_rate": rate} | metrics
 
     def validate(self) -> dict[str, float]:
@@ -328,6 +330,7 @@ class _Run:
             parts[part][key] = tensor.to(self.device)
         self.network.load_state_dict(parts["network"])
         self.ema.module.load_state_dict(parts["average"])
+        self.ema.n_averaged.fill_(state["step"])
         self.best = parts["best"]
         self.objective.load_state_dict(parts["objective"])
         slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
@@ -367,6 +370,23 @@ class _Run:
             stopped=stopped,
             history=self.history,
         )
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """An update of averaged weights, all of one type at once.
+
+    Early averages forget faster, by (1 + updates)^(−2/3), so that the start is not remembered.
+    """
+
+    @torch.no_grad()
+    def update(average: list[Tensor], latest: list[Tensor], updates: Tensor | int) -> None:
+        forget = max(1 - decay, (1 + int(updates)) ** (-2 / 3))
+        if average[0].is_floating_point():
+            torch._foreach_lerp_(average, latest, forget)
+        else:  # a counter, such as that of batch normalisation
+            torch._foreach_copy_(average, latest)
+
+    return update
 
 
 def _schedule(progress: float, warmup: float) -> float:

@@ -1,8 +1,17 @@
 """Entry points as recipes: each module runs one of them on a validated configuration."""
 
-from sgc_experiments.config import BaselineConfig, CompareConfig, PrepareConfig, TrainConfig
+from sgc_experiments.config import (
+    BaselineConfig,
+    CompareConfig,
+    PhantomConfig,
+    PrepareConfig,
+    TrainConfig,
+    YardsticksConfig,
+)
 
 CONFIGS = {
     config.entry_point: config
     for config in (TrainConfig, BaselineConfig, CompareConfig, PrepareConfig)
 }
+COMMANDS = CONFIGS | {config.entry_point: config for config in (PhantomConfig, YardsticksConfig)}
+"""With those that make no run."""

@@ -1,6 +1,7 @@
 """From a configuration to a classifier, and from a folder back to one.
 
-This is where a parameter of the command line becomes an argument of the scientific core.
+This is where a parameter of the command line becomes an argument of the scientific core. timm,
+which takes seconds to import, is imported for the models that need it.
 """
 
 from __future__ import annotations
@@ -8,9 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from baselines.networks import check_name
 from baselines.simple import LogisticRegressionClassifier, MajorityClassifier
-from baselines.timm_classifier import TimmClassifier
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
@@ -68,6 +67,8 @@ def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifie
             raise UserError(f"The model cannot be made: {error}.") from None
     if config.model in _SIMPLE:
         return _SIMPLE[config.model](classes, config.image_size)
+    from baselines.timm_classifier import TimmClassifier
+
     return TimmClassifier(
         classes,
         config.image_size,
@@ -109,7 +110,11 @@ def load_classifier(folder: Path) -> Classifier:
         raise UserError(
             "The model's folder holds no readable config.json; register the model again."
         ) from None
-    kinds = {GENERATIVE_MODEL: ScoreBasedClassifier, TimmClassifier.kind: TimmClassifier} | _SIMPLE
+    kinds = {GENERATIVE_MODEL: ScoreBasedClassifier} | _SIMPLE
+    if kind not in kinds:
+        from baselines.timm_classifier import TimmClassifier
+
+        kinds[TimmClassifier.kind] = TimmClassifier
     if kind not in kinds:
         raise UserError(f"The model is of an unknown kind, {kind!r}; it needs a newer version.")
     return kinds[kind].load(folder)
@@ -122,4 +127,6 @@ def check_model(name: str) -> None:
         UserError: there is no such model.
     """
     if name != GENERATIVE_MODEL and name not in _SIMPLE:
+        from baselines.networks import check_name
+
         check_name(name)
