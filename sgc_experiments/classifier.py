@@ -6,7 +6,6 @@ noise levels (see `likelihood`), which with its number of draws forms the evalua
 validation images after training and stored with the model.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,20 +13,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from sgc_experiments.batches import ImageSet, from_model_range, to_model_range
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
-from sgc_experiments.checkpoint import write_atomically
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band
-from sgc_experiments.likelihood import (
-    error_maps,
-    log_odds_from_errors,
-    squared_errors,
-)
+from sgc_experiments.evidence import evidence_maps, image_errors
+from sgc_experiments.likelihood import log_odds_from_errors
+from sgc_experiments.model_files import DAMAGE, read_model, write_model
 from sgc_experiments.objective import DenoisingScoreMatching
 from sgc_experiments.protocol import Classifier, Prediction
 from sgc_experiments.sampling import sample
@@ -35,14 +28,14 @@ from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
 from sgc_experiments.training import TrainingResult, train
 from sgc_experiments.training_settings import TrainingSettings, choose_device
+from sgc_experiments.typicality import BANDS, TypicalSet, features
 
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _PLANNING_DRAWS = 64
 _PLANNING_IMAGES = 256
-_CHUNK = 256  # images on the device at once
+_TYPICAL_IMAGES = 256
 
 
 class ScoreBasedClassifier:
@@ -145,6 +138,7 @@ class ScoreBasedClassifier:
         self.plan = EvaluationPlan(log_snr_min, log_snr_max, evaluations // len(self.classes))
         self.calibration = Calibration.identity(len(self.classes))
         self.prior = np.full(len(self.classes), 1 / len(self.classes))
+        self.typical: TypicalSet | None = None
 
     def _make_network(self, seed: int) -> ScoreNetwork:
         names = (
@@ -165,12 +159,13 @@ class ScoreBasedClassifier:
         on_step: Callable[[dict[str, float], int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainingResult:
-        """Train from scratch, choose the evaluation plan, calibrate.
+        """Train from scratch, choose the evaluation plan, calibrate, learn what is typical.
 
         Args:
             train_set: Labels −1 are images without a label, learnt as the null class.
             validation_set: All labelled. If it is empty, the last weights, the whole range of
-                noise levels and uncalibrated log-odds are used.
+                noise levels and uncalibrated log-odds are used, and no image is called unlike
+                the training images.
             settings: See `TrainingSettings`.
             checkpoint_dir: See `training.train`.
             on_step: See `training.train`.
@@ -207,6 +202,7 @@ class ScoreBasedClassifier:
         self.plan = self._choose_plan(validation_set, settings.augmentation.symmetries())
         log_odds = self.predict_log_odds(validation_set.images).log_odds
         self.calibration = fit_calibration(log_odds, validation_set.labels)
+        self.typical = self._typical_set(train_set.images, validation_set.images)
         return result
 
     def _standardise_to(self, images: np.ndarray) -> None:
@@ -225,9 +221,25 @@ class ScoreBasedClassifier:
         if len(np.unique(labels)) < 2:
             return plan
         draws = plan.make_draws(self.image_size, draws=_PLANNING_DRAWS)
-        errors = squared_errors(self.network, self._standardised(images), draws)
+        errors = image_errors(self.network, images, draws)
         low, high = choose_band(errors, draws.log_snr, labels, low, high)
         return EvaluationPlan(low, high, plan.draws, symmetries)
+
+    def _typical_set(self, train: np.ndarray, validation: np.ndarray) -> TypicalSet | None:
+        some = np.linspace(0, len(train) - 1, min(len(train), _TYPICAL_IMAGES)).astype(int)
+        draws = self.plan.make_draws(self.image_size, draws=self.plan.draws)
+        low, high = self.plan.log_snr_min, self.plan.log_snr_max
+        bands = max(1, min(BANDS, len(draws) // 2))
+        values = [
+            features(
+                images, image_errors(self.network, images, draws), draws, self.prior,
+                low=low, high=high, bands=bands,
+            )
+            for images in (train[some], validation)
+        ]  # fmt: skip
+        if values[0] is None or values[1] is None:
+            return None
+        return TypicalSet.fit(values[0], values[1], low, high)
 
     def predict_log_odds(
         self, images: np.ndarray, *, evaluations: int | None = None, seed: int = 0
@@ -246,18 +258,21 @@ class ScoreBasedClassifier:
         """
         self._check_images(images)
         draws = self.plan.make_draws(self.image_size, draws=self._draws(evaluations), seed=seed)
-        log_odds, errors = [np.zeros((0, len(self.classes)))], [np.zeros((0, len(self.classes)))]
-        for start in range(0, len(images), _CHUNK):
-            x = self._standardised(images[start : start + _CHUNK])
-            values, standard_error = log_odds_from_errors(
-                squared_errors(self.network, x, draws), draws
-            )
-            log_odds.append(values.numpy())
-            errors.append(standard_error.numpy())
+        errors = image_errors(self.network, images, draws)
+        log_odds, standard_error = log_odds_from_errors(errors, draws)
+        values = None
+        if self.typical is not None:
+            values = features(
+                images, errors, draws, self.prior,
+                low=self.typical.low, high=self.typical.high, bands=self.typical.bands,
+            )  # fmt: skip
         return Prediction(
-            log_odds=np.concatenate(log_odds),
-            standard_error=np.concatenate(errors),
+            log_odds=log_odds.numpy(),
+            standard_error=standard_error.numpy(),
             evaluations=float(len(draws) * len(self.classes)),
+            out_of_distribution=(
+                None if values is None else self.typical.distance(values) > self.typical.threshold
+            ),
         )
 
     def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
@@ -295,12 +310,7 @@ class ScoreBasedClassifier:
         """
         self._check_images(images)
         draws = self.plan.make_draws(self.image_size, draws=self._draws(evaluations), seed=seed)
-        maps = [np.zeros((0, self.image_size, self.image_size))]
-        for start in range(0, len(images), _CHUNK):
-            x = self._standardised(images[start : start + _CHUNK])
-            per_class = error_maps(self.network, x, draws)
-            maps.append((per_class[:, reference] - per_class[:, target]).numpy())
-        return np.concatenate(maps)
+        return evidence_maps(self.network, images, draws, target=target, reference=reference)
 
     def sample(
         self,
@@ -338,18 +348,16 @@ class ScoreBasedClassifier:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `config.json` into `folder`, which is made if missing."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write weights (safetensors) and configuration (JSON) into `folder`."""
         config = {
             "kind": KIND,
             "arguments": self.arguments,
             "plan": self.plan.as_dict(),
             "calibration": asdict(self.calibration),
             "prior": self.prior.tolist(),
+            "typical": None if self.typical is None else asdict(self.typical),
         }
-        tensors = {k: v.contiguous().cpu() for k, v in self.network.state_dict().items()}
-        write_atomically(folder / _WEIGHTS, save(tensors))
-        write_atomically(folder / _CONFIG, json.dumps(config, indent=2).encode())
+        write_model(folder, config, self.network.state_dict())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -359,9 +367,7 @@ class ScoreBasedClassifier:
             UserError: The folder holds no sound model of this kind.
         """
         try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            if config["kind"] != KIND:
-                raise UserError(f"{folder.name} holds a model of kind {config['kind']!r}.")
+            config, tensors = read_model(folder, KIND)
             model = cls(**config["arguments"])
             plan = config["plan"]
             model.plan = EvaluationPlan(**plan | {"symmetries": tuple(plan["symmetries"])})
@@ -370,8 +376,11 @@ class ScoreBasedClassifier:
                 calibration["temperature"], tuple(calibration["offset"])
             )
             model.prior = np.array(config["prior"])
-            model.network.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            # Models of before have no typical set.
+            if config.get("typical") is not None:
+                model.typical = TypicalSet.from_dict(config["typical"])
+            model.network.load_state_dict(tensors)
+        except DAMAGE as error:
             raise UserError(
                 f"{folder.name} holds no sound model of this version ({type(error).__name__}): "
                 "save or download it again."
@@ -389,10 +398,6 @@ class ScoreBasedClassifier:
                 f"not {evaluations}"
             )
         return draws
-
-    def _standardised(self, images: np.ndarray) -> Tensor:
-        device = self.network.pixel_mean.device
-        return self.network.standardise(to_model_range(images).to(device))
 
     def _check_images(self, images: np.ndarray) -> None:
         expected = (self.image_size, self.image_size)

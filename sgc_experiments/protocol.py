@@ -22,11 +22,14 @@ class Prediction:
         standard_error: Of the log-odds, from the spread of the draws; float64 (N, C), 0 for models
             that draw nothing, NaN if there were too few draws to tell.
         evaluations: Network evaluations per image, all classes together.
+        out_of_distribution: Whether each image is unlike those that the model was fitted on, bool
+            (N,); None if the model cannot tell.
     """
 
     log_odds: np.ndarray
     standard_error: np.ndarray
     evaluations: float
+    out_of_distribution: np.ndarray | None = None
 
 
 class Classifier(Protocol):

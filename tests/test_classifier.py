@@ -13,6 +13,7 @@ from sgc_experiments.batches import ImageSet
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import choose_band, mean_pairwise_auc
+from sgc_experiments.experiments.scoring import answer
 from sgc_experiments.noise_levels import SAMPLINGS
 from sgc_experiments.objective import WEIGHTINGS
 from sgc_experiments.score_network import CLASS_CONDITIONING, PREDICTIONS
@@ -109,6 +110,8 @@ def test_a_saved_model_answers_alike(fitted, tmp_path):
     loaded = ScoreBasedClassifier.load(tmp_path / "model")
     first, second = (m.predict_log_odds(images) for m in (fitted, loaded))
     assert np.array_equal(first.log_odds, second.log_odds)
+    assert np.array_equal(first.out_of_distribution, second.out_of_distribution)
+    assert loaded.typical == fitted.typical
     assert np.array_equal(fitted.posterior(first.log_odds), loaded.posterior(second.log_odds))
     assert loaded.arguments == fitted.arguments
     assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json"}
@@ -161,6 +164,27 @@ def test_evaluations_are_counted_and_can_be_overridden(fitted):
     assert fitted.predict_log_odds(images, evaluations=2).evaluations == 2
     with pytest.raises(ValueError, match="evaluations"):
         fitted.predict_log_odds(images, evaluations=1)
+
+
+def test_foreign_images_are_flagged_and_the_models_own_are_not(fitted):
+    generator = np.random.default_rng(7)
+    own = blobs(40, seed=7).images
+    noisy = np.clip(own + generator.normal(size=own.shape) * 20000, 0, 65535).astype(np.uint16)
+    digit = (load_digits().images[:40] * (65535 / 16)).astype(np.uint16)
+    constant = np.full_like(own, 30000)
+    for images, low, high in ((own, 0, 0.1), (noisy, 0.9, 1), (digit, 0.9, 1), (constant, 1, 1)):
+        flagged = fitted.predict_log_odds(images).out_of_distribution.mean()
+        assert low <= flagged <= high
+    assert fitted.predict_log_odds(own, evaluations=2).out_of_distribution is None
+
+
+def test_an_answer_says_when_not_to_use_it(fitted):
+    images = np.concatenate([blobs(20, seed=8).images, np.zeros((1, 8, 8), np.uint16)])
+    said = answer(fitted, images)
+    assert said["abstain"].iloc[-1]
+    assert said["out_of_distribution"].iloc[-1]
+    assert said["abstain"].mean() < 0.5
+    assert (said["abstain"] >= said["out_of_distribution"]).all()
 
 
 def test_no_images_are_no_trouble(fitted):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sgc_experiments.protocol import Classifier
+from sgc_experiments.uncertainty import abstains
 
 TABLE_COLUMNS = ["image_id", "patient", "exam", "laterality", "view", "density", "label"]
 
@@ -20,8 +21,10 @@ def answer(classifier: Classifier, images: np.ndarray) -> pd.DataFrame:
         images: (N, S, S) uint16.
 
     Returns:
-        One row per image: ``probability_<class>`` for each class and, for two classes, the
-        calibrated ``log_odds`` of the second with its ``standard_error``.
+        One row per image: ``probability_<class>`` for each class; for two classes, the calibrated
+        ``log_odds`` of the second with its ``standard_error``; where the model can tell,
+        ``out_of_distribution``; and ``abstain``, whether the answer had better not be used (see
+        ``uncertainty.py``).
     """
     prediction = classifier.predict_log_odds(images)
     posterior = classifier.posterior(prediction.log_odds)
@@ -33,6 +36,9 @@ def answer(classifier: Classifier, images: np.ndarray) -> pd.DataFrame:
         columns["log_odds"] = np.log(posterior[:, 1]) - np.log(posterior[:, 0])
         spread = prediction.standard_error[:, 1] / classifier.calibration.temperature
         columns["standard_error"] = spread
+    if prediction.out_of_distribution is not None:
+        columns["out_of_distribution"] = prediction.out_of_distribution
+    columns["abstain"] = abstains(prediction, classifier.calibration)
     return pd.DataFrame(columns)
 
 
