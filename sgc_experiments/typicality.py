@@ -132,5 +132,6 @@ def features(
         mixture = -torch.logsumexp(log_prior - nats[:, inside].sum(1), 1)
         columns.append(torch.log(mixture / noise[inside].sum()))
     pixels = to_model_range(images).double().flatten(1)
-    columns += [pixels.mean(1), pixels.std(1, correction=0).clamp(min=_FLAT).log()]
+    spread = pixels.std(1, correction=0).clamp(min=_FLAT)
+    columns += [pixels.mean(1), spread.log()]
     return torch.stack(columns, 1).numpy()
