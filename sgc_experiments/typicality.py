@@ -120,6 +120,8 @@ def features(
     Returns:
         (N, B + 2); None if a band holds no draw.
     """
+    if len(images) == 0:
+        return np.zeros((0, bands + 2))
     band = ((draws.log_snr - low) / (high - low) * bands).long().clamp(0, bands - 1)
     if not bool((band.bincount(minlength=bands) > 0).all()):
         return None
