@@ -49,7 +49,7 @@ SERVING_REQUIREMENTS = (
     "tqdm",
 )
 # Where things lie on this machine says nothing about the result, and paths can hold identifiers.
-_NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config"})
+_NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config", "table"})
 _EXPERIMENT_KIND = "mlflow.experimentKind"
 
 

@@ -8,14 +8,26 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from sgc_experiments.command_line import Config
-from sgc_experiments.config.types import AUTO, Auto, Dataset
+from sgc_experiments.config.types import AUTO, Auto, Dataset, Names
 
 
 class DataConfig(Config):
     """Which images, how they are prepared, and who is in which subset."""
 
-    dataset: Dataset = Field("phantom", description="the dataset; the phantom needs no download")
+    dataset: Dataset = Field(
+        "phantom", description="the dataset; the phantom needs no download, table is your own data"
+    )
     data_dir: Path = Field(Path("data"), description="the folder that holds the dataset")
+    table: Path | None = Field(
+        None,
+        description="for dataset=table, a CSV file with the columns path, patient and label; the "
+        "images lie in its folder or below",
+    )
+    classes: Names = Field(
+        (),
+        description="for dataset=table, the names of the classes in order, the positive one last "
+        "(none: numbers by size, names by the alphabet)",
+    )
     cache_dir: Path = Field(
         Path("~/.cache/sgc_experiments"),
         description="the folder for prepared images, the phantom and checkpoints",
@@ -64,6 +76,17 @@ class DataConfig(Config):
     seed: int = Field(
         0, ge=0, lt=2**31, description="the seed of all else: weights, batches, noise"
     )
+
+    @model_validator(mode="after")
+    def _table_belongs_to_its_dataset(self) -> DataConfig:
+        if self.dataset == "table" and self.table is None:
+            raise ValueError("dataset=table needs a table: add table=images.csv")
+        for name in ("table", "classes"):
+            if self.dataset != "table" and getattr(self, name):
+                raise ValueError(f"{name} belongs to your own data: add dataset=table")
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes must name two or more different classes")
+        return self
 
     @model_validator(mode="after")
     def _fractions_leave_training_patients(self) -> DataConfig:

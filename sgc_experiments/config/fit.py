@@ -170,6 +170,8 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
         "cache_dir": config.cache_dir.expanduser().absolute(),
         "data_dir": config.data_dir.expanduser().absolute(),
     }
+    if config.table:
+        changes["table"] = config.table.expanduser().absolute()
     if config.input == AUTO:
         changes["input"] = "roi" if config.dataset == "phantom" else "whole"
     kind = changes.get("input", config.input)

@@ -9,10 +9,10 @@ from pydantic_settings import NoDecode
 
 GENERATIVE_MODEL = "sgc"
 AUTO = "auto"
-DATASETS = ("phantom", "inbreast", "cbis_ddsm", "vindr_mammo")
+DATASETS = ("phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table")
 
 Auto = Literal["auto"]
-Dataset = Literal["phantom", "inbreast", "cbis_ddsm", "vindr_mammo"]
+Dataset = Literal["phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table"]
 
 
 def _split_commas(value: object) -> object:

@@ -1,8 +1,9 @@
 """Datasets: the only part of the package that knows file formats.
 
 `load_dataset` leads from a release on disk to checked, decoded, prepared images. On the way it is
-read (`inbreast`, `cbis_ddsm`, `vindr_mammo`) into an image table (`schema`), every file is decoded
-in a process that may die (`decode_pool`, `dicom`), prepared (`preprocess`) and cached (`cache`).
+read (`inbreast`, `cbis_ddsm`, `vindr_mammo`, `table`) into an image table (`schema`), every file is
+decoded in a process that may die (`decode_pool`, `dicom`), prepared (`preprocess`) and cached
+(`cache`).
 Nothing is dropped silently: whatever is left out stands in the quarantine with its reason.
 """
 
@@ -67,6 +68,7 @@ READERS: dict[str, Callable[..., pd.DataFrame]] = {
     "inbreast": _reader("inbreast"),
     "cbis_ddsm": _reader("cbis_ddsm"),
     "vindr_mammo": _reader("vindr_mammo"),
+    "table": _reader("table"),  # the user's own
 }
 """From a folder (and the reader's own options) to a checked image table, by dataset."""
 
@@ -92,7 +94,7 @@ def load_dataset(
     Args:
         name: a key of `READERS`.
         data_dir: where the release lies, `data` in the current folder by default; not used for the
-            phantom.
+            phantom. For `table`, the folder of the table, which holds the images.
         cache_dir: for prepared images and the phantom.
         input: "whole" (the breast) or "roi" (a crop around the lesion; images without one are
             left out).
@@ -109,7 +111,7 @@ def load_dataset(
     """
     from sgc_experiments.data.cache import open_cache
     from sgc_experiments.data.preprocess import PreprocessSettings
-    from sgc_experiments.data.schema import check_table, get_quarantine
+    from sgc_experiments.data.schema import check_table, get_classes, get_quarantine
 
     if name not in READERS:
         raise UserError(f"dataset={name!r} is unknown; choose one of {', '.join(READERS)}.")
@@ -121,7 +123,7 @@ def load_dataset(
     if name in _DECODING_READERS:
         options |= {"cache_dir": cache_dir, "workers": workers, "progress": progress}
     table = READERS[name](root, **options)
-    quarantine = get_quarantine(table)
+    quarantine, classes = get_quarantine(table), get_classes(table)
     table = check_table(table, f"dataset {name}")
     settings = PreprocessSettings(input=input, image_size=image_size, clahe=clahe)
     if input == "roi":
@@ -132,15 +134,15 @@ def load_dataset(
     )
     quarantine |= cached.rejected
     table = table[table["image_id"].isin(cached.sources)].reset_index(drop=True)
-    _require_usable(name, table, quarantine)
+    _require_usable(name, table, quarantine, classes)
     return ImageDataset(
         name=name,
         table=table,
         images=cached.images,
         boxes=cached.boxes,
-        classes=CLASSES,
+        classes=classes,
         quarantine=_quarantine_table(quarantine),
-        digest=_digest(table, cached.sources, quarantine, settings.as_dict()),
+        digest=_digest(table, cached.sources, quarantine, settings.as_dict(), classes),
         preprocessing=settings.as_dict(),
     )
 
@@ -173,15 +175,19 @@ def _with_lesions(table: pd.DataFrame, quarantine: dict[str, str]) -> pd.DataFra
     return table[annotated].reset_index(drop=True)
 
 
-def _require_usable(name: str, table: pd.DataFrame, quarantine: dict[str, str]) -> None:
+def _require_usable(
+    name: str, table: pd.DataFrame, quarantine: dict[str, str], classes: tuple[str, ...]
+) -> None:
     present = sorted(set(table["label"]))
-    if len(present) == len(CLASSES):
+    if len(present) == len(classes):
         return
     counts = _quarantine_table(quarantine)["reason"].value_counts()
     left_out = "; ".join(f"{count} × {reason}" for reason, count in counts.items()) or "none"
-    found = f"only {CLASSES[present[0]]} images" if present else "no usable image"
+    there = " and ".join(classes[label] for label in present)
+    found = f"only {there} images" if present else "no usable image"
+    needed = "both classes" if len(classes) == 2 else f"all {len(classes)} classes"
     raise UserError(
-        f"dataset={name} has {found}, where both classes are needed (left out: {left_out});"
+        f"dataset={name} has {found}, where {needed} are needed (left out: {left_out});"
         " check that the release is complete."
     )
 
@@ -198,10 +204,11 @@ def _digest(
     sources: dict[str, str],
     quarantine: dict[str, str],
     preprocessing: dict[str, Any],
+    classes: tuple[str, ...],
 ) -> str:
     """Hash what a result depends on: files, table and settings, but not where the files lie."""
     facts = table.drop(columns="path").assign(source=table["image_id"].map(sources))
-    content = [facts.to_dict("records"), sorted(quarantine.items()), preprocessing]
+    content = [facts.to_dict("records"), sorted(quarantine.items()), preprocessing, classes]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

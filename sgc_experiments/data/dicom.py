@@ -1,6 +1,6 @@
 """A file → a calibrated mammogram, or a reason why not.
 
-The order is fixed: decode → modality LUT → padding mask → VOI (the first window, else percentiles
+For a DICOM file the order is fixed: decode → modality LUT → padding mask → VOI (the first window, else percentiles
 inside the breast) → inversion of MONOCHROME1 → padding to 0. The result is uint16 over the full
 range, bright = dense.
 
@@ -24,10 +24,12 @@ from sgc_experiments.data.dicom_header import (
     check_header,
     get_number,
     get_value,
+    is_dicom,
     parse,
     silenced,
 )
 from sgc_experiments.data.pixel_data import decode, decode_jpeg_file
+from sgc_experiments.data.plain_image import decode_plain, plain_format, to_brightness
 from sgc_experiments.data.preprocess import FULL_RANGE, breast_mask, breast_range
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
@@ -52,7 +54,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> tuple[np.ndarray, str]:
-    """Read a DICOM file, or a JPEG of a mirror, as a calibrated mammogram.
+    """Read a file as a calibrated mammogram.
 
     Returns:
         (H, W) uint16 over the full range, bright = dense, 0 = padding; and the SHA-256 of the file.
@@ -61,8 +63,25 @@ def read_image(path: Path) -> tuple[np.ndarray, str]:
         RejectedFile: with the reason.
     """
     data = read_bytes(path)
-    image = decode_jpeg_file(data) if data[:2] == b"\xff\xd8" else calibrate(*read_stored(data))
-    return image, hashlib.sha256(data).hexdigest()
+    return decode_file(data), hashlib.sha256(data).hexdigest()
+
+
+def decode_file(data: bytes) -> np.ndarray:
+    """Decode a DICOM, JPEG, PNG, TIFF or NPY file, told by its content, never by its name.
+
+    Returns:
+        (H, W) uint16 over the full range, bright = dense, 0 = padding.
+
+    Raises:
+        RejectedFile: with the reason.
+    """
+    if is_dicom(data):
+        return calibrate(*read_stored(data))
+    if data[:2] == b"\xff\xd8":
+        return decode_jpeg_file(data)
+    if name := plain_format(data):
+        return to_brightness(decode_plain(data, name))
+    raise RejectedFile(Reason.NOT_AN_IMAGE)
 
 
 def read_stored(data: bytes) -> tuple[np.ndarray, Header, Dataset]:

@@ -115,6 +115,11 @@ def silenced() -> Iterator[None]:
             logger.disabled, settings.reading_validation_mode = disabled, mode
 
 
+def is_dicom(data: bytes) -> bool:
+    """Say whether a file has DICOM's mark after the preamble."""
+    return data[128:132] == b"DICM"
+
+
 def parse(data: bytes) -> tuple[Dataset, str]:
     """Parse the whitelisted tags of a DICOM file.
 
@@ -124,7 +129,7 @@ def parse(data: bytes) -> tuple[Dataset, str]:
     Raises:
         RejectedFile: with the reason.
     """
-    if data[128:132] != b"DICM":
+    if not is_dicom(data):
         raise RejectedFile(Reason.NOT_AN_IMAGE)
     try:
         syntax, meta_class = _file_meta(data)

@@ -8,7 +8,7 @@ class Reason(StrEnum):
 
     UNREADABLE = "the file cannot be read"
     FILE_TOO_LARGE = "the file is larger than any mammogram"
-    NOT_AN_IMAGE = "neither a DICOM file nor a JPEG"
+    NOT_AN_IMAGE = "neither a DICOM, JPEG, PNG, TIFF nor NPY file"
     BAD_HEADER = "the header is broken or incomplete"
     TRANSFER_SYNTAX = "the transfer syntax is not allowed"
     SOP_CLASS = "the SOP class is not a mammogram's"
@@ -16,6 +16,9 @@ class Reason(StrEnum):
     IMAGE_SIZE = "the image is too large or too small"
     MANY_FRAMES = "more than one frame"
     MANY_SAMPLES = "more than one sample per pixel"
+    PIXEL_TYPE = "the pixels are neither grey values of 8 or 16 bits nor floats"
+    NOT_FINITE = "not every pixel is a finite number"
+    WHITE_IS_ZERO = "the TIFF counts white as zero"
     CONTRADICTION = "the pixel data contradicts the header"
     TRUNCATED = "the pixel data is truncated"
     UNDECODABLE = "the pixel data cannot be decoded"

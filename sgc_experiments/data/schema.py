@@ -14,28 +14,29 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from sgc_experiments.data import CLASSES
 from sgc_experiments.errors import UserError
 
 COLUMNS = (
     "image_id",  # "img-" + 12 hex digits, unique
     "patient",  # "pat-" + 12 hex digits
     "exam",  # "exam-" + 12 hex digits
-    "laterality",  # "L" or "R"
-    "view",  # "CC" or "MLO"
-    "label",  # 0 benign, 1 malignant
+    "laterality",  # "L" or "R", "" if unknown
+    "view",  # "CC" or "MLO", "" if unknown
+    "label",  # index of the class: 0 benign, 1 malignant, unless the table names others
     "assessment",  # BI-RADS or pathology as released, "" if missing
     "density",  # "1" (fatty) to "4" (extremely dense), "" if missing
-    "official_split",  # "train", "test", or "" where the release has none
+    "official_split",  # "train", "validation", "test", or "" where the release has none
     "path",  # absolute path of the file; never logged
     "lesions",  # boxes (x0, y0, x1, y1) in pixels of the stored image, the most relevant first
 )
 
 _ROWS_SHOWN = 20
-_QUARANTINE = "quarantine"
+_QUARANTINE, _CLASSES = "quarantine", "classes"
 
 Box = tuple[float, float, float, float]
 
@@ -70,11 +71,23 @@ def get_quarantine(table: pd.DataFrame) -> dict[str, str]:
     return dict(table.attrs.get(_QUARANTINE, {}))
 
 
+def set_classes(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the table with the names of its labels, where they are not those of `CLASSES`."""
+    table = table.copy(deep=False)
+    table.attrs[_CLASSES] = tuple(classes)
+    return table
+
+
+def get_classes(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the names of the labels 0, 1, …."""
+    return tuple(table.attrs.get(_CLASSES, CLASSES))
+
+
 def check_table(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Validate an image table at the door.
 
     Args:
-        table: what a reader made of a release. Quarantine notes are kept.
+        table: what a reader made of a release. Quarantine notes and names of classes are kept.
         source: what the table describes, for the message ("the INbreast release").
 
     Returns:
@@ -104,18 +117,18 @@ def check_table(table: pd.DataFrame, source: str) -> pd.DataFrame:
 
 def _violations(table: pd.DataFrame) -> Iterable[tuple[str, list[int]]]:
     """Yield (rule, offending rows counted from 1) for every rule."""
-    for column, (rule, holds) in _RULES.items():
+    classes = get_classes(table)
+    named = "0 (benign) or 1 (malignant)" if classes == CLASSES else f"0 to {len(classes) - 1}"
+    label_rule = (named, lambda value: value in range(len(classes)))
+    for column, (rule, holds) in (_RULES | {"label": label_rule}).items():
         good = [bool(holds(value)) for value in table[column]]
         yield f"{column} must be {rule}", _positions(not ok for ok in good)
     yield "image_id must be unique", _positions(table["image_id"].duplicated(keep=False))
     yield "no file may serve two images", _positions(table["path"].duplicated(keep=False))
     # A patient on both sides of the official split would be tested on what was trained on.
-    splits = table["official_split"]
-    leaking = set(table["patient"][splits == "train"]) & set(table["patient"][splits == "test"])
-    yield (
-        "no patient may be in both official splits",
-        _positions(table["patient"].isin(leaking) & splits.isin(["train", "test"])),
-    )
+    official = table["official_split"].where(table["official_split"] != "")
+    sides = official.groupby(table["patient"]).transform("nunique")
+    yield "no patient may be in two official splits", _positions(official.notna() & (sides > 1))
     patients = table.groupby("exam")["patient"].transform("nunique")
     yield "an exam must belong to one patient", _positions(patients > 1)
 
@@ -149,12 +162,11 @@ _RULES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "image_id": ("a salted hash", _matches("img-[0-9a-f]{12}")),
     "patient": ("a salted hash", _matches("pat-[0-9a-f]{12}")),
     "exam": ("a salted hash", _matches("exam-[0-9a-f]{12}")),
-    "laterality": ("L or R", _matches("L|R")),
-    "view": ("CC or MLO", _matches("CC|MLO")),
-    "label": ("0 (benign) or 1 (malignant)", lambda value: value in (0, 1)),
+    "laterality": ("L, R or empty", _matches("(L|R)?")),
+    "view": ("CC, MLO or empty", _matches("(CC|MLO)?")),
     "assessment": ("a short text", _matches("[ -~]{0,40}")),
     "density": ("1 to 4 or empty", _matches("[1-4]?")),
-    "official_split": ("train, test or empty", _matches("(train|test)?")),
+    "official_split": ("train, validation, test or empty", _matches("(train|validation|test)?")),
     "path": (
         "an absolute path",
         lambda value: isinstance(value, str) and os.path.isabs(value),

@@ -1,7 +1,7 @@
 """Who is trained on, who validates, who is tested: decided by patient, recorded with a digest.
 
 All images of a patient share a subset, since two views of one breast are nearly one image. Subsets
-are stratified by patient label (malignant if any image is). Everything follows from the patients'
+are stratified by patient label (the highest of any image: malignant if one is). Everything follows from the patients'
 pseudonyms and a seed: the order of rows, the file system and the platform play no part.
 """
 
@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
+from sgc_experiments.data import CLASSES
+from sgc_experiments.data.schema import get_classes
 from sgc_experiments.errors import UserError
 
 SUBSETS = ("train", "validation", "test")
-CLASSES = ("benign", "malignant")
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class Split:
 
     Attributes:
         manifest: columns image_id, patient, label, subset; sorted by image_id.
+        classes: names of the labels, for messages.
     """
 
     manifest: pd.DataFrame
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def digest(self) -> str:
@@ -72,21 +75,25 @@ def make_split(
         table: a checked image table.
         seed: decides who goes where.
         validation_fraction: share of the patients (of those outside the official test set, where
-            there is one) kept for validation.
+            there is one) kept for validation; not used with official validation patients.
         test_fraction: share of the patients tested; not used with an official test set.
 
     Raises:
         UserError: too few patients of a class for at least one in every subset.
     """
-    patients = _patient_labels(table)
-    tested = set(table.loc[table["official_split"] == "test", "patient"])
+    patients, classes = _patient_labels(table), get_classes(table)
     subsets = pd.Series("train", index=patients.index)
-    subsets[patients.index.isin(tested)] = "test"
+    official = set()
+    for subset in ("test", "validation"):
+        members = table.loc[table["official_split"] == subset, "patient"]
+        if len(members):
+            official.add(subset)
+            subsets[patients.index.isin(members)] = subset
     available = patients[subsets == "train"]
-    if not tested:
-        _move(subsets, patients, "test", _sizes(available, test_fraction), seed)
-    _move(subsets, patients, "validation", _sizes(available, validation_fraction), seed)
-    _require_both_classes(subsets, patients)
+    for subset, fraction in (("test", test_fraction), ("validation", validation_fraction)):
+        if subset not in official:
+            _move(subsets, patients, subset, _sizes(available, fraction), seed)
+    _require_every_class(subsets, patients, classes)
     return _split(table, subsets)
 
 
@@ -106,8 +113,8 @@ def make_folds(
     Raises:
         UserError: fewer patients of a class than folds, or than subsets.
     """
-    patients = _patient_labels(table)
-    fewest = int(patients.value_counts().reindex([0, 1], fill_value=0).min())
+    patients, classes = _patient_labels(table), get_classes(table)
+    fewest = int(patients.value_counts().reindex(range(len(classes)), fill_value=0).min())
     if folds < 2 or fewest < folds:
         raise UserError(
             f"{folds} folds need at least 2 folds and {folds} patients of each class, but the"
@@ -119,7 +126,7 @@ def make_folds(
         subsets = pd.Series("train", index=patients.index)
         subsets.iloc[tested] = "test"
         _move(subsets, patients, "validation", _sizes(patients, validation_fraction), seed)
-        _require_both_classes(subsets, patients)
+        _require_every_class(subsets, patients, classes)
         splits.append(_split(table, subsets))
     return splits
 
@@ -132,8 +139,8 @@ def low_data_subset(split: Split, *, n_patients: int, seed: int) -> Split:
     in both, because a validation set of full size would be labelled data that a study of scarce
     data claims not to have.
 
-    Patients are queued by the divisor method of Sainte-Laguë over the four groups (training or
-    validation, benign or malignant), whose allocation is as proportional as whole patients allow
+    Patients are queued by the divisor method of Sainte-Laguë over the groups (training or
+    validation, of each class), whose allocation is as proportional as whole patients allow
     and never takes a seat away when the number grows.
 
     Args:
@@ -142,18 +149,19 @@ def low_data_subset(split: Split, *, n_patients: int, seed: int) -> Split:
         seed: decides who stays.
 
     Raises:
-        UserError: more patients than there are, or too few for both classes in both subsets.
+        UserError: more patients than there are, or too few for every class in both subsets.
     """
     people = split.manifest.groupby("patient").agg(
         label=("label", "max"), subset=("subset", "first")
     )
     people = people[people["subset"] != "test"].sort_index()
     groups = [group for _, group in people.groupby(["subset", "label"])]
-    if len(groups) < 4 or not 4 <= n_patients <= len(people):
+    fewest = 2 * len(split.classes)
+    if len(groups) < fewest or not fewest <= n_patients <= len(people):
         raise UserError(
-            f"A low-data subset of {n_patients} patients is not possible: it needs at least one"
-            " benign and one malignant patient for training and for validation, and there are"
-            f" {_counts(people['subset'], people['label'])}."
+            f"A low-data subset of {n_patients} patients is not possible: it needs at least"
+            f" {_one_of_each(split.classes)} for training and for validation, and there are"
+            f" {_counts(people['subset'], people['label'], split.classes)}."
         )
     queue = []
     for number, group in enumerate(groups):
@@ -164,11 +172,11 @@ def low_data_subset(split: Split, *, n_patients: int, seed: int) -> Split:
     kept = {patient for _, _, patient in sorted(queue)[:n_patients]}
     manifest = split.manifest
     stays = (manifest["subset"] == "test") | manifest["patient"].isin(kept)
-    return Split(manifest[stays].reset_index(drop=True))
+    return Split(manifest[stays].reset_index(drop=True), split.classes)
 
 
 def _patient_labels(table: pd.DataFrame) -> pd.Series:
-    """Return the label of every patient, sorted by pseudonym: 1 if any image is malignant."""
+    """Return the label of every patient, sorted by pseudonym: the highest of its images."""
     return table.groupby("patient")["label"].max().sort_index()
 
 
@@ -176,7 +184,7 @@ def _sizes(patients: pd.Series, fraction: float) -> dict[int, int]:
     """Return how many patients of each class a share amounts to: the nearest number, at least 1."""
     return {
         label: max(1, math.floor(fraction * int((patients == label).sum()) + 0.5))
-        for label in (0, 1)
+        for label in sorted(set(patients))
     }
 
 
@@ -185,7 +193,7 @@ def _move(
 ) -> None:
     """Move patients of each class from training into another subset, in place.
 
-    A class that has no patient to spare is left alone; `_require_both_classes` then says so.
+    A class that has no patient to spare is left alone; `_require_every_class` then says so.
     """
     for label, size in sizes.items():
         free = patients.index[(subsets == "train") & (patients == label)].to_numpy(object)
@@ -194,34 +202,40 @@ def _move(
             subsets[moved] = subset
 
 
-def _require_both_classes(subsets: pd.Series, patients: pd.Series) -> None:
+def _require_every_class(
+    subsets: pd.Series, patients: pd.Series, classes: tuple[str, ...]
+) -> None:
     counts = pd.crosstab(subsets, patients).reindex(
-        index=list(SUBSETS), columns=[0, 1], fill_value=0
+        index=list(SUBSETS), columns=range(len(classes)), fill_value=0
     )
     if (counts == 0).any(axis=None):
         raise UserError(
             "There are too few patients for this split: training, validation and test need at"
-            " least one benign and one malignant patient each, but the"
-            f" {len(patients)} patients ({_class_counts(patients)}) would give"
-            f" {_counts(subsets, patients)}; use more patients or other fractions."
+            f" least {_one_of_each(classes)} each, but the"
+            f" {len(patients)} patients ({_class_counts(patients, classes)}) would give"
+            f" {_counts(subsets, patients, classes)}; use more patients or other fractions."
         )
 
 
-def _counts(subsets: pd.Series, labels: pd.Series) -> str:
+def _one_of_each(classes: tuple[str, ...]) -> str:
+    return " and ".join(f"one {name}" for name in classes) + " patient"
+
+
+def _counts(subsets: pd.Series, labels: pd.Series, classes: tuple[str, ...]) -> str:
     return ", ".join(
-        f"{subset} {_class_counts(labels[subsets == subset])}"
+        f"{subset} {_class_counts(labels[subsets == subset], classes)}"
         for subset in SUBSETS
         if subset in set(subsets)
     )
 
 
-def _class_counts(labels: pd.Series) -> str:
+def _class_counts(labels: pd.Series, classes: tuple[str, ...]) -> str:
     return " + ".join(
-        f"{int((labels == label).sum())} {name}" for label, name in enumerate(CLASSES)
+        f"{int((labels == label).sum())} {name}" for label, name in enumerate(classes)
     )
 
 
 def _split(table: pd.DataFrame, subsets: pd.Series) -> Split:
     manifest = table[["image_id", "patient", "label"]].copy()
     manifest["subset"] = manifest["patient"].map(subsets)
-    return Split(manifest.sort_values("image_id").reset_index(drop=True))
+    return Split(manifest.sort_values("image_id").reset_index(drop=True), get_classes(table))

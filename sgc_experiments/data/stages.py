@@ -10,7 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from sgc_experiments.data.dicom import calibrate, read_bytes, read_image, read_stored
+from sgc_experiments.data.dicom import calibrate, decode_file, read_bytes, read_stored
+from sgc_experiments.data.dicom_header import is_dicom
 from sgc_experiments.data.prepare import PrepareTask
 from sgc_experiments.data.preprocess import (
     FULL_RANGE,
@@ -27,7 +28,7 @@ class Stages(NamedTuple):
     """Grey pictures in [0, 1] of at most `THUMBNAIL_SIDE` pixels a side, in the order of work.
 
     Attributes:
-        stored: the stored values, stretched to their range; for a JPEG the decoded image.
+        stored: the stored values, stretched to their range; for other files the decoded image.
         calibrated: after LUT, padding, window and inversion.
         breast: what the breast mask keeps.
         prepared: what a model sees, (S, S).
@@ -48,14 +49,12 @@ def stages_of_file(task: PrepareTask) -> Stages:
         RejectedFile: with the reason.
     """
     cv2.setNumThreads(1)  # there is a worker per core already
-    path = Path(task.path)
-    data = read_bytes(path)
-    if data[:2] == b"\xff\xd8":
-        image, _ = read_image(path)
-        stored = image
-    else:
+    data = read_bytes(Path(task.path))
+    if is_dicom(data):
         stored, header, dataset = read_stored(data)
         image = calibrate(stored, header, dataset)
+    else:
+        stored = image = decode_file(data)
     mask = breast_mask(image)
     breast = np.where(mask, image, 0)
     if chest_wall_on_right(mask):

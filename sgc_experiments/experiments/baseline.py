@@ -78,7 +78,7 @@ def _fit(config: TrainConfig, dataset: ImageDataset) -> PastRun:
 def _key(config: TrainConfig, dataset: ImageDataset) -> str:
     """A digest of everything that decides on the run of a model."""
     relevant = config.model_dump(
-        mode="json", exclude={"data_dir", "cache_dir", "config", "workers"}
+        mode="json", exclude={"data_dir", "table", "cache_dir", "config", "workers"}
     )
     text = json.dumps([relevant, dataset.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -61,10 +61,11 @@ def load_images(config: DataConfig) -> ImageDataset:
     reader_options = {
         "inbreast": {"birads3": config.birads3},
         "cbis_ddsm": {"abnormality": config.abnormality, "on_leak": config.on_leak},
+        "table": {"table": config.table, "classes": config.classes},
     }
     return load_dataset(
         config.dataset,
-        data_dir=config.data_dir,
+        data_dir=config.table.parent if config.table else config.data_dir,
         cache_dir=config.cache_dir,
         input=config.input,
         image_size=config.image_size,

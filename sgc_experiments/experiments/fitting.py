@@ -39,6 +39,7 @@ VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
 _BESIDE_TRAINING = frozenset(
     {
         "data_dir",
+        "table",
         "cache_dir",
         "config",
         "workers",

@@ -31,7 +31,7 @@ def test_rows_images_and_boxes_belong_together_and_the_rest_is_accounted_for(tmp
     dataset = load(release, tmp_path, reader_options={"birads3": "drop"})
     assert len(dataset.table) == len(dataset.images) == len(dataset.boxes) == 7
     assert dict(dataset.quarantine["reason"].value_counts()) == {
-        "neither a DICOM file nor a JPEG": 1,
+        "neither a DICOM, JPEG, PNG, TIFF nor NPY file": 1,
         "no lesion annotated": 1,
         "BI-RADS 3, left out on request": 1,
         "the lesion lies outside the image": 1,
@@ -97,7 +97,7 @@ def test_the_phantom_is_made_on_first_use_and_read_like_any_release(tmp_path):
         ([replace(image, grade="6") for image in images(2)], "only malignant images"),
         (
             [replace(image, data=b"no image") for image in images(2)],
-            r"no usable image, .* \(left out: 2 × neither a DICOM file nor a JPEG\)",
+            r"no usable image, .* \(left out: 2 × neither a DICOM, JPEG, PNG, TIFF nor NPY file\)",
         ),
         (
             [replace(image, regions=None) for image in images(2)],
@@ -116,7 +116,7 @@ def test_a_missing_folder_or_dataset_is_told(tmp_path):
             load(folder, tmp_path)
     with pytest.raises(UserError, match="choose one of phantom, inbreast"):
         load_dataset("ddsm", data_dir=None, cache_dir=tmp_path, input="roi", image_size=32)
-    assert set(READERS) == {"phantom", "inbreast", "cbis_ddsm", "vindr_mammo"}
+    assert set(READERS) == {"phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table"}
 
 
 def test_importing_the_package_is_cheap():

@@ -60,8 +60,8 @@ def test_a_good_table_comes_out_sorted_typed_and_with_its_quarantine():
     [
         ({"image_id": MARKER}, "image_id must be a salted hash (1 row(s): 2)"),
         ({"patient": MARKER}, "patient must be a salted hash (1 row(s): 2)"),
-        ({"laterality": MARKER}, "laterality must be L or R (1 row(s): 2)"),
-        ({"view": "FB"}, "view must be CC or MLO (1 row(s): 2)"),
+        ({"laterality": MARKER}, "laterality must be L, R or empty (1 row(s): 2)"),
+        ({"view": "FB"}, "view must be CC, MLO or empty (1 row(s): 2)"),
         ({"label": 2}, "label must be 0 (benign) or 1 (malignant) (1 row(s): 2)"),
         ({"label": float("nan")}, "label must be 0"),
         ({"assessment": None}, "assessment must be"),
@@ -88,7 +88,7 @@ def test_each_rule_is_enforced_without_quoting(changes, told):
 def test_a_patient_in_both_official_splits_is_refused():
     rows = [good_row(0, official_split="train"), good_row(1, official_split="test")]
     rows[1]["patient"] = rows[0]["patient"]
-    with pytest.raises(UserError, match="no patient may be in both official splits"):
+    with pytest.raises(UserError, match="no patient may be in two official splits"):
         check_table(pd.DataFrame(rows), "the test release")
 
 

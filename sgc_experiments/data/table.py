@@ -1,0 +1,216 @@
+"""A table of the user's own images (CSV) -> the image table.
+
+Required columns: `path`, `patient`, `label`. Optional: `image_id`, `exam`, `laterality`, `view`,
+`density`, `birads`, `split` and a lesion box `x0`, `y0`, `x1`, `y1` in pixels of the stored image.
+Other columns are not used.
+
+- Paths are relative to the folder of the table, or absolute; links are followed, and what they lead
+  to must lie in that folder or below it.
+- Labels are names or numbers, of two or more classes. The order of the classes decides which is the
+  positive one (the second of two); numbers are ordered by size and names by the alphabet, unless
+  `classes` gives the order.
+- Patients, examinations and images get salted hashes like those of every other dataset. Two tables
+  that number their patients alike therefore share pseudonyms: name the site in the number.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
+from sgc_experiments.data.schema import COLUMNS, Box, check_table, hashed, set_classes
+from sgc_experiments.errors import UserError
+
+log = logging.getLogger("sgc_experiments.data")
+
+SALT = "table"
+REQUIRED = ("path", "patient", "label")
+CORNERS = ("x0", "y0", "x1", "y1")
+OPTIONAL = ("image id", "exam", "laterality", "view", "density", "birads", "split", *CORNERS)
+MOST_CLASSES = 50
+LATERALITIES = {"": "", "l": "L", "left": "L", "r": "R", "right": "R"}
+VIEWS = {"": "", "cc": "CC", "mlo": "MLO"}
+DENSITIES = {"": ""} | dict(zip("1234abcd", "12341234", strict=True))
+SPLITS = {
+    "": "", "train": "train", "training": "train", "val": "validation",
+    "validation": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+_BIRADS = re.compile(r"([0-6][abc]?)?")
+_WHOLE_NUMBER = re.compile(r"(-?\d+)(\.0+)?")
+_CLASS_NAME_LENGTH = 40
+
+
+def read_table(data_dir: Path, *, table: Path, classes: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table of images.
+
+    Args:
+        data_dir: the folder that the images must lie in.
+        table: the CSV file.
+        classes: names of the labels 0, 1, … in this order; () takes those of the table.
+
+    Returns:
+        A checked table that names its classes.
+
+    Raises:
+        UserError: no such file, a column is missing, or rows that contradict the files or each
+            other; all of it listed by row number.
+    """
+    if not table.is_file():
+        raise UserError(
+            f"table={table} is not a file; give a CSV table with the columns "
+            f"{', '.join(REQUIRED)} and a row for each image."
+        )
+    rows = read_csv_text(table)
+    problems = Problems("image")
+    if absent := [name for name in REQUIRED if name not in rows.columns]:
+        problems.add(f"{table.name}: no column {', '.join(absent)}")
+    if boxed := [name for name in CORNERS if name in rows.columns]:
+        if absent := [name for name in CORNERS if name not in boxed]:
+            problems.add(f"{table.name}: a box needs {', '.join(CORNERS)}: no {', '.join(absent)}")
+    if rows.empty:
+        problems.add(f"{table.name}: the table is empty")
+    problems.raise_if_any()
+    if unused := len(set(rows.columns) - {*REQUIRED, *OPTIONAL}):
+        log.info("%s: %d column(s) are not used", table.name, unused)
+
+    rows = rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+    labels, names = _labels(rows["label"], classes, table.name, problems)
+    rows["file"] = _files(rows["path"], data_dir, table.name, problems)
+    boxes = _boxes(rows, table.name, problems)
+    for column, values in (
+        ("laterality", LATERALITIES), ("view", VIEWS), ("density", DENSITIES), ("split", SPLITS),
+    ):  # fmt: skip
+        rows[column] = _translated(rows[column], values, table.name, problems)
+    _check_rows(rows, table.name, problems)
+    problems.raise_if_any()
+    found = pd.DataFrame(
+        [
+            _image_row(row, label, box)
+            for row, label, box in zip(rows.to_dict("records"), labels, boxes, strict=True)
+        ],
+        columns=list(COLUMNS),
+    )
+    return check_table(set_classes(found, names), f"the table {table.name}")
+
+
+def _labels(
+    column: pd.Series, classes: Sequence[str], name: str, problems: Problems
+) -> tuple[list[int], tuple[str, ...]]:
+    """Return the index of every row's class, and the names of the classes."""
+    values = [_without_decimals(text) for text in column]
+    present = set(values) - {""}
+    numbers = all(_WHOLE_NUMBER.fullmatch(value) for value in present)
+    order = list(classes) or sorted(present, key=lambda v: (int(v), v) if numbers else (0, v))
+    index = {value: position for position, value in enumerate(order)}
+    if classes and numbers and not present <= set(order):
+        index = {str(position): position for position in range(len(order))}
+    problems.add_rows(name, "label is empty", row_numbers(pd.Series([v == "" for v in values])))
+    wrong = pd.Series([value not in index and value != "" for value in values])
+    problems.add_rows(name, "label is none of classes=", row_numbers(wrong))
+    if not classes and not 2 <= len(order) <= MOST_CLASSES:
+        problems.add(
+            f"{name}: label has {len(order)} different values, where 2 to {MOST_CLASSES} are "
+            "possible"
+        )
+    if not all(value.isprintable() and len(value) <= _CLASS_NAME_LENGTH for value in order):
+        problems.add(f"{name}: a label is longer than {_CLASS_NAME_LENGTH} printable characters")
+    return [index.get(value, 0) for value in values], tuple(order)
+
+
+def _without_decimals(text: str) -> str:
+    """A spreadsheet writes the label 1 as 1.0."""
+    match = _WHOLE_NUMBER.fullmatch(text)
+    return match[1] if match else text
+
+
+def _files(paths: pd.Series, root: Path, name: str, problems: Problems) -> list[str]:
+    """Return the file of every row, links resolved; "" where there is none that may be read."""
+    base = os.path.realpath(root)
+    files, outside, missing = [], [], []
+    for text in paths:
+        # A NUL is no part of any file's name, and the system calls would raise.
+        usable = text != "" and "\0" not in text
+        file = os.path.realpath(os.path.join(base, text.replace("\\", "/"))) if usable else ""
+        inside = file.startswith(base.rstrip(os.sep) + os.sep)
+        outside.append(usable and not inside)
+        missing.append(not usable or (inside and not os.path.isfile(file)))
+        files.append(file if inside else "")
+    twice = pd.Series(files).duplicated(keep=False) & (pd.Series(files) != "")
+    for what, wrong in (
+        ("path leads out of the table's folder", pd.Series(outside)),
+        ("path is no file", pd.Series(missing)),
+        ("the same file as in another row", twice),
+    ):
+        problems.add_rows(name, what, row_numbers(wrong))
+    return files
+
+
+def _boxes(rows: pd.DataFrame, name: str, problems: Problems) -> list[Box | None]:
+    corners = rows[list(CORNERS)]
+    given = (corners != "").any(axis=1)
+    numbers = corners.apply(pd.to_numeric, errors="coerce").astype(float)
+    x0, y0, x1, y1 = (numbers[corner] for corner in CORNERS)
+    finite = numbers.abs().lt(float("inf")).all(axis=1)
+    good = finite & (x0 >= 0) & (y0 >= 0) & (x1 > x0) & (y1 > y0)
+    problems.add_rows(
+        name, "the box is not 0 ≤ x0 < x1 and 0 ≤ y0 < y1", row_numbers(given & ~good)
+    )
+    return [
+        tuple(box) if has else None
+        for has, box in zip(given, numbers.itertuples(index=False, name=None), strict=True)
+    ]
+
+
+def _translated(
+    column: pd.Series, values: Mapping[str, str], name: str, problems: Problems
+) -> pd.Series:
+    lowered = column.str.lower()
+    allowed = ", ".join(sorted({value for value in values.values() if value}))
+    wrong = ~lowered.isin(list(values))
+    problems.add_rows(name, f"{column.name} is none of {allowed}, nor empty", row_numbers(wrong))
+    return lowered.map(values).fillna("")
+
+
+def _check_rows(rows: pd.DataFrame, name: str, problems: Problems) -> None:
+    """Note the rows that contradict each other."""
+    splits = rows["split"].where(rows["split"] != "")
+    sides = splits.groupby(rows["patient"]).transform("nunique")
+    named = rows["image id"] != ""
+    for what, wrong in (
+        ("patient is empty", rows["patient"] == ""),
+        ("image_id occurs twice", named & rows["image id"].duplicated(keep=False)),
+        ("birads is not 0 to 6 (4a, 4b, 4c)", ~rows["birads"].str.lower().map(_is_birads)),
+        ("the patient is in two splits", sides > 1),
+        ("split is empty, though other rows have one", splits.isna() & splits.notna().any()),
+    ):
+        problems.add_rows(name, what, row_numbers(wrong))
+
+
+def _is_birads(text: str) -> bool:
+    return _BIRADS.fullmatch(text) is not None
+
+
+def _image_row(row: Mapping[str, str], label: int, box: Box | None) -> dict[str, object]:
+    """One row of the image table."""
+    patient = row["patient"]
+    # The path as it is written, so that a table that is moved with its images keeps its pseudonyms.
+    image = ("id", row["image id"]) if row["image id"] else ("path", row["path"])
+    return {
+        "image_id": hashed("img", *image, salt=SALT),
+        "patient": hashed("pat", patient, salt=SALT),
+        "exam": hashed("exam", patient, row["exam"], salt=SALT),
+        "laterality": row["laterality"],
+        "view": row["view"],
+        "label": label,
+        "assessment": row["birads"].lower(),
+        "density": row["density"],
+        "official_split": row["split"],
+        "path": row["file"],
+        "lesions": (box,) if box else (),
+    }
