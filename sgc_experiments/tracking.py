@@ -38,6 +38,7 @@ SERVING_REQUIREMENTS = (
     "mlflow",
     "numpy",
     "pandas",
+    "pillow",
     "pydantic-settings",
     "PyYAML",
     "safetensors",

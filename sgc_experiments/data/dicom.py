@@ -1,8 +1,8 @@
 """A file → a calibrated mammogram, or a reason why not.
 
-For a DICOM file the order is fixed: decode → modality LUT → padding mask → VOI (the first window, else percentiles
-inside the breast) → inversion of MONOCHROME1 → padding to 0. The result is uint16 over the full
-range, bright = dense.
+For a DICOM file the order is fixed: decode → modality LUT → padding mask → VOI (the first window,
+else percentiles inside the breast) → inversion of MONOCHROME1 → padding to 0. The result is uint16
+over the full range, bright = dense.
 
 Files are not trusted: `dicom_header` reads what is needed and nothing else, `codestream` reads the
 image's own idea of its size before a decoder sees it, and what decoders do wrong in spite of that

@@ -88,6 +88,8 @@ def _read_picture(data: bytes, name: str) -> np.ndarray:
                 colours = np.asarray(picture.convert("RGB"))
     except (MemoryError, RejectedFile):
         raise
+    except Image.DecompressionBombError:
+        raise RejectedFile(Reason.IMAGE_SIZE) from None
     # A broken file can raise nearly anything, and messages quote it.
     except Exception:
         raise RejectedFile(Reason.UNDECODABLE) from None
@@ -124,8 +126,6 @@ def _read_array(data: bytes) -> np.ndarray:
     content = data[buffer.tell() :]
     expected = shape[0] * shape[1] * dtype.itemsize
     if len(content) != expected:
-        raise RejectedFile(
-            Reason.TRUNCATED if len(content) < expected else Reason.CONTRADICTION
-        )
+        raise RejectedFile(Reason.TRUNCATED if len(content) < expected else Reason.CONTRADICTION)
     values = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
     return np.ascontiguousarray(values, dtype.newbyteorder("="))

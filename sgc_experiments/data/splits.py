@@ -1,8 +1,9 @@
 """Who is trained on, who validates, who is tested: decided by patient, recorded with a digest.
 
 All images of a patient share a subset, since two views of one breast are nearly one image. Subsets
-are stratified by patient label (the highest of any image: malignant if one is). Everything follows from the patients'
-pseudonyms and a seed: the order of rows, the file system and the platform play no part.
+are stratified by patient label (the highest of any image: malignant if one is). Everything follows
+from the patients' pseudonyms and a seed: the order of rows, the file system and the platform play
+no part.
 """
 
 import hashlib
@@ -202,9 +203,7 @@ def _move(
             subsets[moved] = subset
 
 
-def _require_every_class(
-    subsets: pd.Series, patients: pd.Series, classes: tuple[str, ...]
-) -> None:
+def _require_every_class(subsets: pd.Series, patients: pd.Series, classes: tuple[str, ...]) -> None:
     counts = pd.crosstab(subsets, patients).reindex(
         index=list(SUBSETS), columns=range(len(classes)), fill_value=0
     )

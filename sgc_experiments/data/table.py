@@ -70,9 +70,9 @@ def read_table(data_dir: Path, *, table: Path, classes: Sequence[str] = ()) -> p
     problems = Problems("image")
     if absent := [name for name in REQUIRED if name not in rows.columns]:
         problems.add(f"{table.name}: no column {', '.join(absent)}")
-    if boxed := [name for name in CORNERS if name in rows.columns]:
-        if absent := [name for name in CORNERS if name not in boxed]:
-            problems.add(f"{table.name}: a box needs {', '.join(CORNERS)}: no {', '.join(absent)}")
+    absent = [name for name in CORNERS if name not in rows.columns]
+    if 0 < len(absent) < len(CORNERS):
+        problems.add(f"{table.name}: a box needs {', '.join(CORNERS)}: no {', '.join(absent)}")
     if rows.empty:
         problems.add(f"{table.name}: the table is empty")
     problems.raise_if_any()

@@ -16,6 +16,7 @@ from sgc_experiments.predictions import LEVELS
 
 METRICS = {
     "auc": "AUC",
+    "macro_auc": "macro AUC",
     "average_precision": "average precision",
     "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
     "balanced_accuracy": "balanced accuracy",

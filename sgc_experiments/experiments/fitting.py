@@ -12,6 +12,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,18 +24,19 @@ from sgc_experiments import figures
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig
 from sgc_experiments.data import CLASSES
-from sgc_experiments.evaluation import choose_thresholds, evaluation_report, headline
+from sgc_experiments.evaluation import evaluation_report, headline
 from sgc_experiments.experiments.datasets import Data, log_data
 from sgc_experiments.experiments.explanations import explanation_sheet
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
+from sgc_experiments.experiments.result_figures import decide, result_figures
 from sgc_experiments.experiments.scoring import answer, prediction_table
 from sgc_experiments.protocol import Classifier
 from sgc_experiments.tracking import TrackedRun
 
 SAMPLES_PER_CLASS = 6
 EXAMPLES = 2
-VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
+_VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
 # What changes neither the training nor its predictions.
 _BESIDE_TRAINING = frozenset(
     {
@@ -63,15 +65,19 @@ def fit_and_publish(run: TrackedRun, config: TrainConfig, data: Data) -> None:
     classifier = build_classifier(config, data.dataset.classes)
     fit(run, config, data, classifier)
     predictions = predict(run, data, classifier)
-    report = evaluate(run, config, predictions, prior=data.prevalence("train"))
+    report = evaluate(
+        run,
+        config,
+        predictions,
+        prior=data.prevalence("train"),
+        classes=data.dataset.classes,
+    )
     if isinstance(classifier, ScoreBasedClassifier):
         run.log_figure(_sample_sheet(data, classifier, config.seed), "samples")
-        run.log_figure(
-            explanation_sheet(
-                data, classifier, predictions.test, _decide(predictions), seed=config.seed
-            ),
-            "explanations",
-        )
+        if len(classifier.classes) == 2:
+            called = decide(*predictions)
+            sheet = explanation_sheet(data, classifier, predictions.test, called, seed=config.seed)
+            run.log_figure(sheet, "explanations")
     publish(run, config, data, classifier, report)
 
 
@@ -150,13 +156,25 @@ class Report(NamedTuple):
     table: pd.DataFrame
     metrics: dict[str, float]
 
+    def version_metrics(self) -> dict[str, float]:
+        """What decides between versions: AUCs, of more than two classes the macro AUC."""
+        return {
+            name: self.metrics.get(name, self.metrics.get(name.replace("_auc", "_macro_auc")))
+            for name in _VERSION_METRICS
+        }
+
     def of_images(self) -> pd.DataFrame:
         """The rows of all test images together."""
         return self.table[(self.table["level"] == "image") & (self.table["group"] == "all")]
 
 
 def evaluate(
-    run: TrackedRun, config: TrainConfig, predictions: Predictions, *, prior: np.ndarray
+    run: TrackedRun,
+    config: TrainConfig,
+    predictions: Predictions,
+    *,
+    prior: np.ndarray,
+    classes: Sequence[str] = CLASSES,
 ) -> Report:
     """Evaluate the test predictions, and log tables, metrics and figures.
 
@@ -165,40 +183,20 @@ def evaluate(
         config: the resolved configuration.
         predictions: of validation and test; thresholds are chosen on validation.
         prior: the share of each class in training, (C,).
+        classes: names of the labels.
     """
     validation, test = predictions
-    options = {"n_bootstrap": config.bootstrap, "seed": config.seed, "class_prior": prior}
+    resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
+    options = resamples | {"class_prior": prior}
     table = evaluation_report(validation, test, **options)
     run.log_table(table, "test_metrics")
     metrics = headline(table, "test")
     of_validation = evaluation_report(validation, validation, **options)
     metrics |= headline(of_validation[of_validation["level"] == "image"], "val")
     run.log_metrics(metrics)
-    _log_figures(run, config, predictions)
+    for name, figure in result_figures(config.model, *predictions, classes, **resamples).items():
+        run.log_figure(figure, name)
     return Report(table, metrics)
-
-
-def _log_figures(run: TrackedRun, config: TrainConfig, predictions: Predictions) -> None:
-    options = {"n_bootstrap": config.bootstrap, "seed": config.seed}
-    test = predictions.test
-    named = {config.model: test}
-    run.log_figure(figures.roc(named, **options), "roc")
-    run.log_figure(figures.precision_recall(named, **options), "precision_recall")
-    run.log_figure(figures.reliability(named, **options), "reliability")
-    decided = _decide(predictions).astype(int)
-    run.log_figure(figures.confusion(test["label"], decided, CLASSES), "confusion")
-    run.log_figure(figures.log_odds_histogram(test, CLASSES), "log_odds")
-
-
-def _decide(predictions: Predictions) -> pd.Series:
-    """Which test images are called malignant, by a threshold from validation (of their fold)."""
-    validation, test = predictions
-    folds = {"": validation} if "fold" not in test else dict(list(validation.groupby("fold")))
-    cuts = {
-        fold: choose_thresholds(part["label"], part["probability"])["balanced"]
-        for fold, part in folds.items()
-    }
-    return test["probability"] >= test.get("fold", pd.Series("", index=test.index)).map(cuts)
 
 
 def _sample_sheet(data: Data, classifier: ScoreBasedClassifier, seed: int) -> Figure:
@@ -255,7 +253,7 @@ def publish(
             "data_digest": data.dataset.digest,
             "n_train_patients": data.n_patients("train"),
             "seed": config.seed,
-        } | {name: report.metrics[name] for name in VERSION_METRICS}
+        } | report.version_metrics()
         # A registered model's name holds no dot; that of a timm model with a tag does.
         name = f"{config.model.replace('.', '_')}-{config.dataset}"
         version = run.register(uri, name, tags=tags, description=card)

@@ -23,11 +23,13 @@ from sgc_experiments.experiments import comparison_page
 from sgc_experiments.experiments.comparison_page import METRICS, wide_results
 from sgc_experiments.experiments.leakage import check_predictions_match
 from sgc_experiments.past_runs import PastRun
-from sgc_experiments.predictions import LEVELS, aggregate
+from sgc_experiments.predictions import aggregate, class_names, one_vs_rest
 from sgc_experiments.tracking import TrackedRun
 
 # A difference in calibration says little of a breast or an exam, whose scores are aggregates.
 _PAIRED = {"image": ("auc", "average_precision", "brier"), "breast": ("auc",), "exam": ("auc",)}
+_PAIRED_OF_SEVERAL = {"image": ("macro_auc", "balanced_accuracy", "brier")}
+_RANKING = ("auc", "macro_auc")
 _COSTS = (
     "training_seconds",
     "training_steps",
@@ -35,7 +37,9 @@ _COSTS = (
     "inference_seconds_per_image",
     "network_evaluations_per_image",
 )
-_SUMMARISED = ("auc", "average_precision", "sensitivity_at_90_specificity")
+_SUMMARISED = (
+    "auc", "macro_auc", "average_precision", "sensitivity_at_90_specificity",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +155,13 @@ def compare(
 
 def _differences(models: Sequence[Contender], reference: str, **options: int) -> pd.DataFrame:
     sided = all((model.test["laterality"] != "").all() for model in models)
+    paired = _PAIRED_OF_SEVERAL if class_names(models[0].test) else _PAIRED
     parts = []
-    for level in LEVELS:
+    for level, metrics in paired.items():
         if level == "breast" and not sided:
             continue
         scored = {model.name: aggregate(model.test, level) for model in models}
-        table = paired_differences(scored, reference, metrics=_PAIRED[level], **options)
+        table = paired_differences(scored, reference, metrics=metrics, **options)
         parts.append(table.assign(level=level))
     table = pd.concat(parts, ignore_index=True)
     return table[["level", *table.columns.drop("level")]]
@@ -179,13 +184,13 @@ def _figures(
     costs: pd.DataFrame,
     **options: int,
 ) -> dict[str, Figure]:
-    tests = {model.name: model.test for model in models}
-    drawn = {
-        "roc": figures.roc(tests, **options),
-        "differences": figures.forest(differences[differences["level"] == "image"]),
-        "reliability": figures.reliability(tests, **options),
-    }
-    auc = results[(results["level"] == "image") & (results["metric"] == "auc")]
+    drawn = {"differences": figures.forest(differences[differences["level"] == "image"])}
+    for class_name, tests in _by_class(models).items():
+        ending = f"_{class_name}" if class_name else ""
+        positive = {"positive": class_name} if class_name else {}
+        drawn[f"roc{ending}"] = figures.roc(tests, **options)
+        drawn[f"reliability{ending}"] = figures.reliability(tests, **positive, **options)
+    auc = results[(results["level"] == "image") & results["metric"].isin(_RANKING)]
     for cost, label in (
         ("training_seconds", "Training time (s)"),
         ("inference_seconds_per_image", "Time per image in use (s)"),
@@ -198,19 +203,31 @@ def _figures(
     return drawn
 
 
+def _by_class(models: Sequence[Contender]) -> dict[str, dict[str, pd.DataFrame]]:
+    """Two-class predictions by model; of more classes, those of each class against all others."""
+    tests = {model.name: model.test for model in models}
+    names = class_names(models[0].test)
+    if not names:
+        return {"": tests}
+    apart = {model: one_vs_rest(test) for model, test in tests.items()}
+    return {name: {model: apart[model][name] for model in tests} for name in names}
+
+
 def _summary(results: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
     """The description of the run, in markdown."""
-    names = [METRICS[metric] for metric in _SUMMARISED]
+    names = [METRICS[m] for m in _SUMMARISED if m in set(results["metric"])]
     lines = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     wide = wide_results(results[results["level"] == "image"])
     lines += [
         f"| {row['model']} | " + " | ".join(row[name] for name in names) + " |"
         for _, row in wide.iterrows()
     ]
-    auc = differences[(differences["level"] == "image") & (differences["metric"] == "auc")]
+    ranking = differences["metric"].isin(_RANKING)
+    auc = differences[(differences["level"] == "image") & ranking]
     lines += [
         "",
-        f"AUC less that of {reference}, by patient-clustered bootstrap:",
+        f"{METRICS[auc['metric'].iloc[0]]} less that of {reference}, by patient-clustered "
+        "bootstrap:",
         "",
     ]
     lines += [

@@ -90,13 +90,13 @@ def precision_recall(
 ) -> Figure:
     """Precision-recall curves, average precision in the legend, the prevalence as a line.
 
-    Arguments and errors as `roc`; the prevalence is that of the first model's images.
+    Arguments and errors as `roc`; the line is left out where prevalences differ.
     """
     figure, axes = canvas(5.4, 5.4)
-    prevalence = float(next(iter(models.values()))["label"].mean())
-    axes.axhline(
-        prevalence, color=GREY, linewidth=1, linestyle=":", label=f"prevalence {prevalence:.2f}"
-    )
+    shares = {float(frame["label"].mean()) for frame in models.values()}
+    if len(shares) == 1:  # each class against all others has a prevalence of its own
+        share = shares.pop()
+        axes.axhline(share, color=GREY, linewidth=1, linestyle=":", label=f"prevalence {share:.2f}")
     for look, (name, frame) in zip(looks(), models.items(), strict=False):
         curve, band = precision_recall_band(frame, n_bootstrap=n_bootstrap, seed=seed)
         if len(models) <= _MOST_BANDS:
@@ -128,7 +128,7 @@ def reliability(
 
     Args:
         models: two-class predictions by name, such as before and after calibration.
-        positive: name of class 1.
+        positive: name of class 1, for the axes.
         n_bootstrap: number of resamples of the patients.
         seed: of the resamples.
 

@@ -1,0 +1,63 @@
+"""The figures that show how well a model tells the classes apart, of two classes or more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sgc_experiments import figures
+from sgc_experiments.evaluation import choose_thresholds
+from sgc_experiments.predictions import class_names, class_probabilities, one_vs_rest
+
+
+def result_figures(
+    model: str,
+    validation: pd.DataFrame,
+    test: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, Figure]:
+    """Draw ROC, precision-recall, reliability, confusion and, for two classes, log-odds.
+
+    Args:
+        model: its name, for the legend; with more than two classes there is a curve for each class
+            against all others instead.
+        validation: predictions that the threshold is chosen on, of two classes.
+        test: predictions to show.
+        classes: names of the labels.
+        n_bootstrap: resamples of patients behind bands and intervals.
+        seed: of the resamples.
+
+    Returns:
+        The figures by name.
+    """
+    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    several = bool(class_names(test))
+    curves = one_vs_rest(test) if several else {model: test}
+    positive = "the class" if several else classes[1]
+    if several:
+        decided = class_probabilities(test).argmax(axis=1)
+    else:
+        decided = decide(validation, test).to_numpy(int)
+    drawn = {
+        "roc": figures.roc(curves, **options),
+        "precision_recall": figures.precision_recall(curves, **options),
+        "reliability": figures.reliability(curves, positive=positive, **options),
+        "confusion": figures.confusion(test["label"], decided, classes),
+    }
+    return drawn if several else drawn | {"log_odds": figures.log_odds_histogram(test, classes)}
+
+
+def decide(validation: pd.DataFrame, test: pd.DataFrame) -> pd.Series:
+    """Which test images are called positive, by a threshold from validation (of their fold)."""
+    folds = {"": validation} if "fold" not in test else dict(list(validation.groupby("fold")))
+    cuts = {
+        fold: choose_thresholds(part["label"], part["probability"])["balanced"]
+        for fold, part in folds.items()
+    }
+    fold_of_row = test.get("fold", pd.Series("", index=test.index))
+    return test["probability"] >= fold_of_row.map(cuts)
