@@ -12,8 +12,10 @@ with w in proportion to
 How λ is sampled never changes L: every sample is divided by its density. It may be "uniform",
 "stratified" over the batch, or "importance", from a density that follows √E loss² as it is seen.
 
-The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖²), the class
-posterior that a single draw of noise, shared by the classes, would give.
+The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
+class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ): the
+root mean square of the classes' differences there, as seen so far. Without it a single draw is so
+overconfident that a few images make the whole cross-entropy.
 """
 
 import math
@@ -97,6 +99,9 @@ class DenoisingScoreMatching(nn.Module):
         # Decaying sums of squared losses and of their number, per bin.
         self.register_buffer("squared_loss", torch.zeros(_BINS, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(_BINS, dtype=torch.float64))
+        # The same of squared class differences, in nats.
+        self.register_buffer("squared_evidence", torch.zeros(_BINS, dtype=torch.float64))
+        self.register_buffer("evidence_seen", torch.zeros(_BINS, dtype=torch.float64))
 
     def _unnormalised_weight(self, log_snr: Tensor) -> Tensor:
         if self.weighting == "elbo":
@@ -151,7 +156,10 @@ class DenoisingScoreMatching(nn.Module):
         total = weighted.mean()
         metrics = {"denoising_loss": float(total.detach())}
         if self.hybrid_weight and len(class_errors):
-            entropy = cross_entropy(-self._evidence_scale(x) * class_errors, target[~null])
+            logits = -self._evidence_scale(x) * class_errors
+            known = log_snr[~null.cpu()]
+            self._remember_evidence(known, logits.detach())
+            entropy = cross_entropy(logits / self._temperature(known).to(x)[:, None], target[~null])
             total = total + self.hybrid_weight * entropy
             metrics["class_loss"] = float(entropy.detach())
         return total, metrics
@@ -191,6 +199,26 @@ class DenoisingScoreMatching(nn.Module):
             self.squared_loss[b] = _MEMORY * self.squared_loss[b] + squares[index == b].mean()
             self.seen[b] = _MEMORY * self.seen[b] + 1
 
+    @torch.no_grad()
+    def _remember_evidence(self, log_snr: Tensor, logits: Tensor) -> None:
+        """Update the mean square per bin of λ of the logits' (B, C) distance from their mean."""
+        squares = logits.double().var(1, correction=0).to(self.squared_evidence)
+        index = self._bin(log_snr)
+        for b in index.unique():
+            new = squares[index == b].mean()
+            self.squared_evidence[b] = _MEMORY * self.squared_evidence[b] + new
+            self.evidence_seen[b] = _MEMORY * self.evidence_seen[b] + 1
+
+    def _temperature(self, log_snr: Tensor) -> Tensor:
+        """T(λ) ≥ 1, the same shape; 1 where nothing has been seen."""
+        mean = (self.squared_evidence / self.evidence_seen.clamp(min=1e-9)).cpu()
+        return mean.sqrt().clamp(min=1)[self._bin(log_snr)]
+
+    def _bin(self, log_snr: Tensor) -> Tensor:
+        return LogSNRDensity(torch.linspace(self.low, self.high, _BINS + 1), torch.ones(_BINS)).bin(
+            log_snr
+        )
+
     def validate(
         self, network: ScoreNetwork, images: np.ndarray, labels: np.ndarray
     ) -> dict[str, float]:
@@ -219,8 +247,9 @@ class DenoisingScoreMatching(nn.Module):
         }
         if self.hybrid_weight:
             # Draw by draw, as in training.
-            logits = -self._evidence_scale(x) * per_pixel.flatten(0, 1)
-            entropy = float(cross_entropy(logits, repeat(target, len(draws))))
+            temperature = self._temperature(draws.log_snr)[:, None]
+            logits = -self._evidence_scale(x) * per_pixel / temperature
+            entropy = float(cross_entropy(logits.flatten(0, 1), repeat(target, len(draws))))
             metrics["validation_class_loss"] = entropy
             metrics["validation_loss"] += self.hybrid_weight * entropy
         return metrics

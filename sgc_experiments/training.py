@@ -28,7 +28,12 @@ from sgc_experiments.batches import BatchOrder, ImageSet, stream_seed, to_model_
 from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
 from sgc_experiments.errors import UserError
 from sgc_experiments.progress import progress_bar
-from sgc_experiments.training_settings import Budget, TrainingSettings, choose_device
+from sgc_experiments.training_settings import (
+    Budget,
+    TrainingSettings,
+    choose_device,
+    has_fast_bf16,
+)
 
 __all__ = [
     "Budget",
@@ -201,8 +206,8 @@ class _Run:
             lr=settings.learning_rate,
             fused=True,
         )
-        automatic = settings.precision == "auto" and self.device.type == "cuda"
-        self.autocast = automatic or settings.precision == "bf16"
+        automatic = settings.precision == "auto" and has_fast_bf16(self.device)
+        self.low_precision = automatic or settings.precision == "bf16"
         if settings.compile:
             network.compile()
         self.step = 0
@@ -223,6 +228,9 @@ class _Run:
         gpus = [self.device] if self.device.type == "cuda" else []
         return torch.random.fork_rng(devices=gpus)
 
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
+
     def take_step(self, budget: Budget) -> dict[str, float]:
         """One optimiser step; metrics of its batch."""
         settings = self.settings
@@ -238,7 +246,7 @@ class _Run:
         torch.manual_seed(stream_seed(settings.seed, "dropout", self.step))
         images = augment(images, settings.augmentation, generator)
         self.network.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with self.autocast():
             loss, metrics = self.objective.loss(self.network, images, labels, generator)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
@@ -256,7 +264,8 @@ class _Run:
         if len(self.validation_set.labels) == 0:
             metrics, value = {}, -math.inf
         else:
-            metrics = self.objective.validate(self.ema.module, *self.validation_set)
+            with self.autocast():
+                metrics = self.objective.validate(self.ema.module, *self.validation_set)
             value = metrics[self.objective.monitor]
             self.history.append({"step": self.step} | metrics)
         # Without validation images, the latest are the best.

@@ -24,7 +24,7 @@ class TrainingSettings:
         balanced: Draw every class equally often.
         validate_every: Steps between validations; the budget's end is always validated.
         patience: Stop after this many validations without improvement; 0 never stops early.
-        precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU.
+        precision: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware multiplies it.
         device: "cpu", "cuda", "cuda:1", …, or "auto".
         compile: Compile the network; pays for long runs only.
         log_every: Steps between calls of `on_step` with training metrics.
@@ -103,3 +103,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    if device.type == "cuda":
+        return True
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

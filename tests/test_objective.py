@@ -64,8 +64,11 @@ def test_sampling_never_changes_the_expected_loss(weighting):
         objective = make_objective(weighting=weighting, log_snr_sampling=sampling)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
+            # In a new order every time, lest an image always meet the same stratum of noise levels.
+            orders = [torch.randperm(len(IMAGES), generator=generator) for _ in range(150)]
             losses = [
-                float(objective.loss(network, IMAGES, LABELS, generator)[0]) for _ in range(150)
+                float(objective.loss(network, IMAGES[order], LABELS[order], generator)[0])
+                for order in orders
             ]
         means[sampling] = (np.mean(losses), np.std(losses) / math.sqrt(len(losses)))
         if sampling == "importance":

@@ -32,8 +32,9 @@ class FitConfig(DataConfig):
     patch: int = Field(
         2, ge=1, le=16, description="the side of the pixel square folded at the stem"
     )
-    class_conditioning: Literal["all", "decoder"] = Field(
-        "all", description="where the class enters (decoder: a trunk shared by all classes)"
+    class_conditioning: Literal["all", "decoder", "head"] = Field(
+        "all",
+        description="where the class enters (decoder, head: a trunk shared by all classes)",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="the dropout in the network's blocks")
     prediction: Literal["eps", "v", "x0"] = Field("v", description="what the network predicts")
