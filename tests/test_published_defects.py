@@ -105,7 +105,12 @@ def test_defect_5_validation_decides_and_the_average_is_kept():
     images = generator.integers(0, 65536, (16, 8, 8)).astype(np.uint16)
     model = ScoreBasedClassifier(image_size=8, channels=[8], blocks=1)
     settings = TrainingSettings(
-        budget="steps:40", validate_every=10, batch_size=8, progress=False, ema_decay=0.9
+        budget="steps:40",
+        validate_every=10,
+        batch_size=8,
+        progress=False,
+        ema_decay=0.9,
+        precision="fp32",
     )
     result = model.fit(ImageSet(images, labels), ImageSet(images, labels), settings=settings)
     values = {row["step"]: row[result.monitor] for row in result.history}
