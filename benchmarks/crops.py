@@ -1,0 +1,43 @@
+"""The images that the benchmarks share: lesion crops of the standard phantom, split by patient."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sgc_experiments.batches import ImageSet
+from sgc_experiments.config import PrepareConfig, resolve_defaults
+from sgc_experiments.data import load_dataset
+from sgc_experiments.data.splits import make_split
+
+
+class Crops(NamedTuple):
+    """Crops by subset, and the patient of each test image."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    test_patients: np.ndarray
+
+
+def phantom_crops(patients: int, image_size: int) -> Crops:
+    """Render, prepare and split a phantom; what is in the cache is not made again.
+
+    Args:
+        patients: Of the phantom, 2 or 4 images each.
+        image_size: Side of the crops in pixels.
+    """
+    config = resolve_defaults(PrepareConfig(), gpu=False)
+    dataset = load_dataset(
+        "phantom",
+        data_dir=None,
+        cache_dir=config.cache_dir,
+        input="roi",
+        image_size=image_size,
+        phantom={"patients": patients, "seed": 0, "difficulty": "standard"},
+        progress=False,
+    )
+    split = make_split(dataset.table, seed=0, validation_fraction=0.15, test_fraction=0.25)
+    labels = dataset.table["label"].to_numpy(np.int64)
+    rows = {name: split.indices(name, dataset.table) for name in ("train", "validation", "test")}
+    sets = {name: ImageSet(np.asarray(dataset.images[i]), labels[i]) for name, i in rows.items()}
+    return Crops(**sets, test_patients=dataset.table["patient"].to_numpy()[rows["test"]])

@@ -1,0 +1,122 @@
+"""Every benchmark ends in one line of JSON with its fields; ratios hold with wide margins.
+
+Tiny settings, whose figures mean nothing; absolute times are never compared.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import (
+    classification_cost,
+    hardware_limit,
+    ingest,
+    likelihood_accuracy,
+    scaling,
+    startup,
+    training_speed,
+)
+from benchmarks.report import json_line
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _cache(cache, monkeypatch):
+    monkeypatch.setenv("SGC_CACHE_DIR", str(cache))
+
+
+def _fields(result) -> set[str]:
+    return set(json.loads(json_line(result)))
+
+
+def test_a_benchmark_is_a_command_with_a_quick_form():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.startup", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "--quick" in done.stdout
+
+
+def test_classification_costs_a_fraction_of_the_papers():
+    size = classification_cost.Size(40, 32, "steps:30", images=4, batch=4)
+    result = classification_cost.measure(size)
+    assert _fields(result) == {
+        "speedup_vs_paper", "auc", "auc_paper", "evaluations_per_image", "auc_gap_to_128",
+    }  # fmt: skip
+    assert result["evaluations_per_image"] == 8
+    assert result["speedup_vs_paper"] > 10
+
+
+def test_training_speed_bounds_the_recipes_time(capsys):
+    size = training_speed.Size(40, 32, "steps:40", target=0.0, look_every=5, patience=1)
+    result = training_speed.measure(size)
+    assert _fields(result) == {"speedup_vs_paper", "speedup_is_lower_bound"}
+    assert result["speedup_vs_paper"] > 0
+    assert result["speedup_is_lower_bound"] is False
+
+
+def test_training_speed_says_when_the_recipe_was_stopped(monkeypatch):
+    size = training_speed.Size(40, 32, "steps:5", target=0.0, look_every=5, patience=2)
+    # The recipe is held to an AUC that nobody reaches.
+    published = training_speed._published
+    monkeypatch.setattr(
+        training_speed, "_published",
+        lambda size, crops, limit: published(size._replace(target=1.1), crops, limit),
+    )  # fmt: skip
+    result = training_speed.measure(size)
+    assert result["speedup_is_lower_bound"] is True
+    assert result["speedup_vs_paper"] >= 2
+
+
+def test_heun_is_close_to_the_adaptive_solver():
+    size = likelihood_accuracy.Size(40, 32, "steps:10", images=1, steps=(32,))
+    result = likelihood_accuracy.measure(size)
+    assert _fields(result) == {"bits_per_dim_error", "evaluation_ratio"}
+    assert result["bits_per_dim_error"] < 0.05
+    assert result["evaluation_ratio"] < 0.5
+
+
+def test_the_network_comes_near_the_matrix_product():
+    size = hardware_limit.Size(48, matrix=512, rounds=3, evaluations=64, training_steps=4)
+    result = hardware_limit.measure(size)
+    assert _fields(result) == {"forward_fraction", "training_fraction"}
+    assert result["forward_fraction"] > 0.15
+    assert result["training_fraction"] > 0.1
+
+
+def test_ingest_outruns_the_plain_loop():
+    result = ingest.measure(ingest.Size(files=2, height=1664, loaded=(40,)))
+    assert _fields(result) == {"speedup_per_core", "peak_rss_mb"}
+    assert result["speedup_per_core"] > 1.5
+    assert 50 < result["peak_rss_mb"] < 1500
+
+
+def test_scaling_fits_exponents_and_draws_them(tmp_path):
+    figure = tmp_path / "scaling.png"
+    result = scaling.measure(scaling.Size((32, 64), (2, 4), (256, 1024)), figure)
+    names = ("resolution", "classes", "images")
+    assert _fields(result) == {f"{n}{kind}_exponent" for n in names for kind in ("", "_memory")}
+    assert 1 < result["resolution_exponent"] < 3
+    assert result["images_memory_exponent"] < 0.3
+    assert figure.stat().st_size > 5000
+
+
+def test_exponents_of_a_power_law_are_found():
+    values = (1, 2, 4, 8)
+    assert scaling.exponent(values, [3 * v**1.5 for v in values]) == pytest.approx(1.5)
+
+
+def test_help_is_quick_beside_the_imports():
+    result = startup.measure(startup.QUICK)
+    assert _fields(result) == {"help_seconds", "overhead_seconds"}
+    assert result["help_seconds"] < result["overhead_seconds"] + 5
+
+
+def test_a_result_is_one_line_of_valid_json():
+    line = json_line({"a": float("nan"), "b": 1.23456, "c": True, "d": 8})
+    assert json.loads(line) == {"a": None, "b": 1.235, "c": True, "d": 8}
+    assert "\n" not in line
