@@ -19,19 +19,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.report import Result, json_line, note
 from sgc_experiments.augmentation import AugmentationSettings, augment
 from sgc_experiments.batches import BatchOrder, to_model_range
-from sgc_experiments.figures.style import GREY, PALETTE, save_png, styled
 from sgc_experiments.likelihood import make_draws, squared_errors
 from sgc_experiments.noise_levels import LogSNRDensity
 from sgc_experiments.score_network import ScoreNetwork
+
+# Every point is a process that imports this module; only the figure needs a library for figures.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SIDE = 48
 _BATCH = 32
@@ -80,7 +83,9 @@ def measure(size: Size, figure: Path | None = None) -> Result:
         result[f"{name}_exponent"] = exponent(values, [p.seconds for p in points])
         result[f"{name}_memory_exponent"] = exponent(values, [p.megabytes for p in points])
     if figure is not None:
-        save_png(draw(series, result), figure)
+        from sgc_experiments.figures.style import save_png, styled
+
+        save_png(styled(draw)(series, result), figure)
     return result
 
 
@@ -144,9 +149,12 @@ def exponent(values: Sequence[int], costs: Sequence[float]) -> float:
     return float(np.polyfit(np.log(values[upper]), np.log(costs[upper]), 1)[0])
 
 
-@styled
-def draw(series: dict[str, tuple[Sequence[int], list[Point]]], result: Result) -> Figure:
+def draw(series: dict[str, tuple[Sequence[int], list[Point]]], result: Result) -> "Figure":
     """Time above, memory below, each against what grows, with the fitted exponent."""
+    from matplotlib.figure import Figure
+
+    from sgc_experiments.figures.style import GREY, PALETTE
+
     figure = Figure(figsize=(10, 5.6))
     panels = figure.subplots(2, 3, sharex="col")
     texts = {
@@ -168,7 +176,7 @@ def draw(series: dict[str, tuple[Sequence[int], list[Point]]], result: Result) -
     return figure
 
 
-def _plain_ticks(axes, values: Sequence[int]) -> None:
+def _plain_ticks(axes: "Axes", values: Sequence[int]) -> None:
     shown = values if len(values) <= 6 else values[::2]
     axes.set_xticks(shown, [f"{value:,}" for value in shown])
     axes.minorticks_off()
