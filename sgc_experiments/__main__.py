@@ -17,6 +17,7 @@ from sgc_experiments.errors import UserError
 ENTRY_POINTS = {
     "train": "fit one classifier, evaluate it on test and register it",
     "baseline": "fit several models on the same split and compare them",
+    "tune": "search for a better SDE, noise schedule and training",
     "compare": "compare finished runs that were tested on the same patients",
     "prepare": "index, check, cache and split a dataset, and report on its quality",
     "phantom": "write synthetic mammograms in the layout of a real dataset",

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from sgc_experiments.batches import to_model_range
-from sgc_experiments.likelihood import Draws, error_maps, squared_errors
+from sgc_experiments.likelihood import (
+    Draws,
+    bits_per_dim,
+    elbo,
+    elbo_end_terms,
+    error_maps,
+    make_draws,
+    squared_errors,
+)
+from sgc_experiments.noise_levels import LogSNRDensity
 from sgc_experiments.score_network import ScoreNetwork
 
 _CHUNK = 256  # images on the device at once
@@ -44,3 +53,39 @@ def evidence_maps(
         per_class = error_maps(network, x, draws)
         maps.append((per_class[:, reference] - per_class[:, target]).numpy())
     return np.concatenate(maps)
+
+
+def own_bits_per_dim(
+    network: ScoreNetwork,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    log_snr_min: float,
+    log_snr_max: float,
+    draws: int = 16,
+) -> np.ndarray:
+    """Bits per pixel of 16-bit images under their own class, an upper bound; float64 (N,).
+
+    What the standardisation takes from an image, its mean and contrast, is not counted.
+
+    Args:
+        network: In evaluation mode.
+        images: uint16 (N, S, S).
+        labels: int64 (N,).
+        log_snr_min: Lowest log-SNR that the network was trained on.
+        log_snr_max: Highest.
+        draws: Of noise, the same for every image.
+    """
+    levels = LogSNRDensity.uniform(log_snr_min, log_snr_max)
+    noise = make_draws((1, *images.shape[1:]), levels, draws)
+    bits, start = [np.zeros(0)], 0
+    for x in _chunks(network, images):
+        chunk = slice(start, start + len(x))
+        start += len(x)
+        own = torch.arange(len(x)), torch.as_tensor(labels[chunk])
+        bound = elbo(network, x, noise).log_likelihood[own]
+        bound = bound + elbo_end_terms(x, log_snr_min, log_snr_max).cpu()
+        # Neighbouring grey values lie 2 / 65535 apart before the standardisation divides them.
+        contrast = network.contrast(to_model_range(images[chunk]).to(x)).double().cpu().flatten()
+        bits.append((bits_per_dim(bound, x[0].numel(), 2 / 65535) + torch.log2(contrast)).numpy())
+    return np.concatenate(bits)

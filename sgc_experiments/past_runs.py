@@ -87,6 +87,18 @@ def finished_runs(experiment: str = "", *, tags: Mapping[str, str] | None = None
     return [_past_run(run) for run in found]
 
 
+def running(tags: Mapping[str, str]) -> list[str]:
+    """The ids of the runs of the open run's experiment that have begun and not ended."""
+    conditions = [
+        "attributes.status = 'RUNNING'",
+        *(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
+    ]
+    found = mlflow.search_runs(
+        [_experiment_id("")], filter_string=" and ".join(conditions), output_format="list"
+    )
+    return [run.info.run_id for run in found]
+
+
 def _experiment_id(name: str) -> str:
     if not name:
         return mlflow.active_run().info.experiment_id

@@ -185,11 +185,15 @@ class ScoreNetwork(nn.Module):
 
     def standardise(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) of any range in the network's coordinates; see `standardisation`."""
+        own = self.standardisation == "image"
+        mean = images.mean((1, 2, 3), keepdim=True) if own else self.pixel_mean
+        return (images - mean) / self.contrast(images)
+
+    def contrast(self, images: Tensor) -> Tensor:
+        """What `standardise` divides by: one number, or one per image, (B, 1, 1, 1)."""
         if self.standardisation == "dataset":
-            return (images - self.pixel_mean) / self.pixel_std
-        mean = images.mean((1, 2, 3), keepdim=True)
-        std = images.std((1, 2, 3), keepdim=True).clamp(min=_FLAT)
-        return (images - mean) / std
+            return self.pixel_std
+        return images.std((1, 2, 3), keepdim=True).clamp(min=_FLAT)
 
     def _encode(self, z: Tensor, condition: Tensor) -> list[Tensor]:
         """Feature maps per level, finest first."""

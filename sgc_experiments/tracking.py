@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from mlflow.entities import RunStatus
+from mlflow.entities import LifecycleStage, RunStatus
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
@@ -33,6 +34,7 @@ from sgc_experiments.errors import UserError
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 CHAMPION = "champion"
+LOST = "its process gave no sign of life any more"
 # What the logged model needs to answer, as opposed to what fitting it needs.
 SERVING_REQUIREMENTS = (
     "mlflow",
@@ -50,7 +52,7 @@ SERVING_REQUIREMENTS = (
     "tqdm",
 )
 # Where things lie on this machine says nothing about the result, and paths can hold identifiers.
-_NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config", "table"})
+_NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config", "storage", "table"})
 _EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
@@ -65,7 +67,12 @@ class TrackedRun:
         """Log the resolved configuration, as params ``config.*`` and as a file to run again."""
         shown = {name: value for name, value in config.items() if name not in _NOT_LOGGED}
         mlflow.log_params({f"config.{name}": _param(value) for name, value in shown.items()})
-        mlflow.log_text(yaml.safe_dump(_plain(shown), sort_keys=False), "config.yaml")
+        self.log_parameters(config, "config")
+
+    def log_parameters(self, config: Mapping[str, Any], name: str) -> None:
+        """Log a configuration as ``<name>.yaml``, which the command line takes as ``config=``."""
+        shown = {key: value for key, value in config.items() if key not in _NOT_LOGGED}
+        mlflow.log_text(yaml.safe_dump(_plain(shown), sort_keys=False), f"{name}.yaml")
 
     def log_environment(self) -> None:
         """Log package versions, Python, the platform and the commit."""
@@ -104,6 +111,10 @@ class TrackedRun:
             warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer")
             dataset = mlflow.data.from_pandas(table, name=name, digest=digest[:36], targets="label")
             mlflow.log_input(dataset, context=context)
+
+    def show_below(self, run_id: str) -> None:
+        """Let the UI list this run below another."""
+        mlflow.set_tag("mlflow.parentRunId", run_id)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values become strings."""
@@ -175,7 +186,7 @@ class TrackedRun:
 
 @contextmanager
 def start_run(
-    name: str, tags: Mapping[str, object], *, nested: bool = False
+    name: str, tags: Mapping[str, object], *, nested: bool = False, run_id: str = ""
 ) -> Iterator[TrackedRun]:
     """Open a run (or take over the one that ``mlflow run`` opened) and close it as it ends.
 
@@ -183,8 +194,10 @@ def start_run(
         name: how the UI lists the run.
         tags: set at once, so that a run that fails early can be found too.
         nested: below the run that is open.
+        run_id: of a run to go on with; "" makes one.
     """
     active = mlflow.start_run(
+        run_id=run_id or None,
         run_name=None if "MLFLOW_RUN_ID" in os.environ else name,
         nested=nested,
         log_system_metrics=True,
@@ -193,6 +206,8 @@ def start_run(
     _show_as_model_training(active.info.experiment_id)
     try:
         run.set_tags({"mlflow.runName": name, **tags})
+        if "failure_reason" in active.data.tags:  # of an attempt before this one
+            mlflow.delete_tag("failure_reason")
         yield run
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
@@ -207,6 +222,24 @@ def _show_as_model_training(experiment_id: str) -> None:
     client = MlflowClient()
     if _EXPERIMENT_KIND not in client.get_experiment(experiment_id).tags:
         client.set_experiment_tag(experiment_id, _EXPERIMENT_KIND, "custom_model_development")
+
+
+def is_there(run_id: str) -> bool:
+    """Whether a run exists and was not deleted."""
+    try:
+        return MlflowClient().get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+    except MlflowException:
+        return False
+
+
+def end_lost_run(run_id: str, tags: Mapping[str, str]) -> None:
+    """End the run of a process that died without ending it."""
+    if not is_there(run_id):
+        return
+    client = MlflowClient()
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+    client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
 
 
 def fail_inherited_run(reason: str) -> None:
@@ -246,6 +279,13 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 def _any_shape(schema: Schema) -> Schema:
     """The served model checks shapes itself: MLflow's complaint would quote the pixels."""
     return Schema([TensorSpec(spec.type, (-1,) * len(spec.shape)) for spec in schema.inputs])
+
+
+def beside_store(name: str) -> Path:
+    """Where a file lies that belongs to the runs: beside MLflow's SQLite file, else here."""
+    uri = mlflow.get_tracking_uri()
+    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:") else Path()
+    return (folder / name).absolute()
 
 
 def commit() -> str:

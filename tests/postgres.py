@@ -28,17 +28,22 @@ class PostgresServer:
     password: str
 
     def url(self, database: str = "postgres") -> str:
+        """As SQLAlchemy takes it; without the driver's name it would look for another one."""
+        return self.dsn(database).replace("postgresql:", "postgresql+psycopg2:")
+
+    def dsn(self, database: str = "postgres") -> str:
+        """As the driver takes it, and as people write it."""
         return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
 
     def new_database(self) -> str:
-        """The URL of a new, empty database."""
+        """The name of a new, empty database."""
         name = f"test_{secrets.token_hex(4)}"
-        connection = psycopg2.connect(self.url())
+        connection = psycopg2.connect(self.dsn())
         connection.autocommit = True  # CREATE DATABASE takes no transaction
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name}")
         connection.close()
-        return self.url(name)
+        return name
 
 
 @contextmanager
@@ -123,7 +128,7 @@ def _wait(server: PostgresServer, process: subprocess.Popen[bytes], log: Path) -
     end = time.monotonic() + _START_SECONDS
     while True:
         try:
-            psycopg2.connect(server.url()).close()
+            psycopg2.connect(server.dsn()).close()
             return
         except psycopg2.OperationalError:
             if process.poll() is not None or time.monotonic() > end:

@@ -14,6 +14,7 @@ from sgc_experiments import figures
 from sgc_experiments.comparison import paired_differences
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import evaluate
+from sgc_experiments.figures.tuning import pareto_front
 from sgc_experiments.learning_curves import Cell, learning_curves
 from sgc_experiments.predictions import one_vs_rest
 from tests.simulated_predictions import simulate
@@ -60,6 +61,31 @@ def costs():
     )  # fmt: skip
 
 
+def trials():
+    rng = np.random.default_rng(0)
+    n = 20
+    table = pd.DataFrame(
+        {
+            "number": range(n),
+            "state": ["pruned" if k % 5 == 4 else "complete" for k in range(n)],
+            "defaults": [k == 0 for k in range(n)],
+            "val_auc": rng.uniform(0.5, 0.9, n),
+            "val_bits_per_dim": rng.uniform(9, 12, n),
+            "last_auc": rng.uniform(0.4, 0.8, n),
+            "param.learning_rate": np.exp(rng.uniform(-8, -5, n)),
+            "param.log_snr_max": rng.uniform(6, 14, n),
+            "param.evaluations": rng.choice(["8", "16", "32"], n),
+            "param.channels": rng.choice(["24-48-96", "32-64-128", "48-96-192"], n),
+            "param.weighting": rng.choice(["elbo", "simple", "min_snr"], n),
+        }
+    )
+    sampled = table["param.weighting"] != "elbo"
+    table["param.sde"] = np.where(sampled, rng.choice(["vp", "cosine"], n), None)
+    pruned = table["state"] == "pruned"
+    table.loc[pruned, ["val_auc", "val_bits_per_dim"]] = np.nan
+    return table
+
+
 MAKERS = {
     "roc": lambda: figures.roc(MODELS, **FEW),
     "roc_of_seven": lambda: figures.roc(
@@ -77,6 +103,10 @@ MAKERS = {
     "forest": lambda: figures.forest(paired_differences(MODELS, "SGC", **FEW)),
     "forest_by_size": lambda: figures.forest(curves().differences("SGC")),
     "cost": lambda: figures.cost(costs()),
+    "tuning_history": lambda: figures.tuning_history(trials()),
+    "tuning_history_of_bits": lambda: figures.tuning_history(trials(), metric="val_bits_per_dim"),
+    "tuning_importance": lambda: figures.tuning_importance({"learning_rate": 0.7, "sde": 0.3}),
+    "tuning_pareto": lambda: figures.tuning_pareto(trials()),
 }
 SHEETS = {
     "sample_sheet": lambda: figures.sample_sheet(
@@ -86,6 +116,8 @@ SHEETS = {
         [explanation("false negative", -1.0, None), *[explanation()] * 5]
     ),
     "one_explanation": lambda: figures.explanation_sheet([explanation()]),
+    "tuning_slices": lambda: figures.tuning_slices(trials(), log=["learning_rate"]),
+    "tuning_parallel": lambda: figures.tuning_parallel(trials(), log=["learning_rate"]),
 }
 
 
@@ -250,3 +282,25 @@ def test_drawing_leaves_the_callers_matplotlib_alone():
     before = dict(matplotlib.rcParams)
     MAKERS["cost"]()
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("metric", "running"), [("val_auc", "max"), ("val_bits_per_dim", "min")])
+def test_the_history_of_a_search_follows_the_best_so_far(metric, running):
+    figure = figures.tuning_history(trials(), metric=metric)
+    (line,) = (line for line in figure.axes[0].lines if line.get_label() == "best so far")
+    values = trials()[metric].dropna()
+    assert line.get_ydata() == pytest.approx(values.agg(f"cum{running}").to_numpy())
+
+
+def test_a_point_of_the_pareto_front_is_beaten_by_none():
+    first, second = np.array([1.0, 2, 3, 2, 3]), np.array([3.0, 2, 1, 1, 1])
+    assert pareto_front(first, second).tolist() == [True, True, True, False, True]
+
+
+def test_a_search_without_a_complete_trial_cannot_be_drawn():
+    nothing = trials().assign(state="pruned")
+    for draw in (figures.tuning_history, figures.tuning_slices, figures.tuning_pareto):
+        with pytest.raises(UserError, match="no complete trial"):
+            draw(nothing)
+    with pytest.raises(UserError, match="two complete trials"):
+        figures.tuning_importance({})

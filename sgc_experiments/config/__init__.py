@@ -7,6 +7,7 @@ under the prefix ``config.``.
 from sgc_experiments.config.compare import CompareConfig
 from sgc_experiments.config.data import DataConfig, PhantomConfig, PrepareConfig, YardsticksConfig
 from sgc_experiments.config.fit import BaselineConfig, FitConfig, TrainConfig, resolve_defaults
+from sgc_experiments.config.tune import TuneConfig, resolve_tuning
 from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "PhantomConfig",
     "PrepareConfig",
     "TrainConfig",
+    "TuneConfig",
     "YardsticksConfig",
     "resolve_defaults",
+    "resolve_tuning",
 ]

@@ -6,12 +6,13 @@ from sgc_experiments.config import (
     PhantomConfig,
     PrepareConfig,
     TrainConfig,
+    TuneConfig,
     YardsticksConfig,
 )
 
 CONFIGS = {
     config.entry_point: config
-    for config in (TrainConfig, BaselineConfig, CompareConfig, PrepareConfig)
+    for config in (TrainConfig, BaselineConfig, TuneConfig, CompareConfig, PrepareConfig)
 }
 COMMANDS = CONFIGS | {config.entry_point: config for config in (PhantomConfig, YardsticksConfig)}
 """With those that make no run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,11 @@ class Data(NamedTuple):
         rows = self.rows(subset)
         labels = self.dataset.table["label"].to_numpy(np.int64)
         return ImageSet(np.asarray(self.dataset.images[rows]), labels[rows])
+
+    def without_test(self) -> Data:
+        """The same, but nobody is in test: for what must not see it."""
+        manifest = self.split.manifest
+        return Data(self.dataset, Split(manifest[manifest["subset"] != "test"]))
 
     def n_patients(self, subset: str) -> int:
         """How many patients a subset has."""
@@ -121,8 +127,13 @@ def _as_many_as_wanted(config: DataConfig, split: Split) -> Split:
     return low_data_subset(split, n_patients=config.n_patients, seed=config.split_seed)
 
 
-def log_data(run: TrackedRun, data: Data) -> None:
+def log_data(run: TrackedRun, data: Data, subsets: Sequence[str] = SUBSETS) -> None:
     """Record which images a run saw: the manifest, its digest, and one dataset input a subset.
+
+    Args:
+        run: where to log.
+        data: the dataset and the whole split.
+        subsets: that the run sees.
 
     Raises:
         UserError: a patient is in two subsets.
@@ -139,7 +150,7 @@ def log_data(run: TrackedRun, data: Data) -> None:
     )
     run.log_table(split.manifest, "split")
     run.log_table(dataset.quarantine, "quarantine")
-    for subset in SUBSETS:
+    for subset in subsets:
         members = split.manifest[split.manifest["subset"] == subset]
         run.log_input(
             members[["image_id", "patient", "label"]],

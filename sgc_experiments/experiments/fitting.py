@@ -12,7 +12,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,15 +81,32 @@ def fit_and_publish(run: TrackedRun, config: TrainConfig, data: Data) -> None:
     publish(run, config, data, classifier, report)
 
 
-def fit(run: TrackedRun, config: TrainConfig, data: Data, classifier: Classifier) -> None:
-    """Train, with live metrics and checkpoints; the same command resumes a killed training."""
-    checkpoint_dir = config.cache_dir / "checkpoints" / fingerprint(config, data)
+def fit(
+    run: TrackedRun,
+    config: TrainConfig,
+    data: Data,
+    classifier: Classifier,
+    *,
+    on_step: Callable[[dict[str, float], int], None] | None = None,
+    attempt: str = "",
+) -> None:
+    """Train, with live metrics and checkpoints; the same command resumes a killed training.
+
+    Args:
+        run: where to log.
+        config: the resolved configuration.
+        data: the images and their split.
+        classifier: to be fitted.
+        on_step: called with metrics and the step, in place of logging them.
+        attempt: keeps apart the checkpoints of equal trainings that may run at the same time.
+    """
+    checkpoint_dir = config.cache_dir / "checkpoints" / (fingerprint(config, data) + attempt)
     result = classifier.fit(
         data.image_set("train"),
         data.image_set("validation"),
         settings=training_settings(config),
         checkpoint_dir=checkpoint_dir,
-        on_step=run.log_metrics,
+        on_step=on_step or run.log_metrics,
     )
     run.log_metrics(
         {

@@ -16,6 +16,13 @@ from sgc_experiments.figures.images import Explanation, explanation_sheet, sampl
 from sgc_experiments.figures.preparation import counts, preparation_stages
 from sgc_experiments.figures.studies import cost, forest, learning_curves, training_curves
 from sgc_experiments.figures.style import save_png
+from sgc_experiments.figures.tuning import (
+    tuning_history,
+    tuning_importance,
+    tuning_parallel,
+    tuning_pareto,
+    tuning_slices,
+)
 
 __all__ = [
     "Explanation",
@@ -33,4 +40,9 @@ __all__ = [
     "sample_sheet",
     "save_png",
     "training_curves",
+    "tuning_history",
+    "tuning_importance",
+    "tuning_parallel",
+    "tuning_pareto",
+    "tuning_slices",
 ]

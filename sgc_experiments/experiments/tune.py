@@ -1,0 +1,144 @@
+"""Entry point ``tune``: search the SDE, the noise schedule and the training of the classifier.
+
+Any number of processes work on one study, each started by the same command; one that was killed is
+started again in the same way. The study has one MLflow run with all trials below it. The command
+that begins the study uses its own run for that; the run of any later one is listed below as
+``worker``, and goes on in the study's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from optuna.trial import FrozenTrial
+
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import AUTO, TuneConfig, resolve_tuning
+from sgc_experiments.experiments.datasets import Data, load_data, log_data
+from sgc_experiments.experiments.tune_refit import gain, refit_all, refits
+from sgc_experiments.experiments.tune_report import log_gain, log_study
+from sgc_experiments.experiments.tune_study import TuningStudy
+from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
+from sgc_experiments.tracking import TrackedRun, beside_store, commit, is_there, start_run
+from sgc_experiments.training_settings import choose_device
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line and tune."""
+    tune(parse(TuneConfig, arguments))
+
+
+def tune(config: TuneConfig) -> None:
+    """Work on the study that ``config`` describes until it is concluded.
+
+    Raises:
+        UserError: the data, the database or a parameter does not allow it; the run is FAILED with
+            the reason.
+    """
+    gpu = choose_device(config.device).type == "cuda"
+    config = resolve_tuning(config, gpu=gpu)
+    tags = {"entry_point": "tune", "model": "sgc", "dataset": config.dataset}
+    with start_run(f"tune-{config.dataset}-seed{config.seed}", tags) as own:
+        own.log_config(config.model_dump())
+        own.log_environment()
+        data = load_data(config)
+        name = study_name(config, data)
+        study = TuningStudy(config, _storage(config), name, end_lost_trial)
+        run_id = _run_of_study(study, own)
+        if run_id == own.run_id:
+            own.set_tags({"study": name})
+            log_data(own, data)
+            _work(own, config, study, data)
+            return
+        logger.info("going on with study %s, run %s", name, run_id)
+        own.set_tags({"entry_point": "worker", "study": name, "study_run_id": run_id})
+        own.show_below(run_id)
+        with start_run(
+            f"tune-{config.dataset}-seed{config.seed}", tags, nested=True, run_id=run_id
+        ) as run:
+            _work(run, config, study, data)
+
+
+def study_name(config: TuneConfig, data: Data) -> str:
+    """The name that all commands with the same data, space and objective give to their study."""
+    deciding = [config.deciding(), data.dataset.digest, data.split.digest]
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    return f"tune-{config.dataset}-{config.objective}-{digest[:12]}"
+
+
+def _storage(config: TuneConfig) -> str:
+    if config.storage != AUTO:
+        return config.storage
+    return f"sqlite:///{beside_store('optuna.db')}"
+
+
+def _run_of_study(study: TuningStudy, own: TrackedRun) -> str:
+    """The study's MLflow run: that of the first command, as long as it is there."""
+    run_id = study.claims.settle("run", own.run_id)
+    if not is_there(run_id):
+        run_id = study.claims.replace("run", run_id, own.run_id)
+    return run_id
+
+
+def _work(run: TrackedRun, config: TuneConfig, study: TuningStudy, data: Data) -> None:
+    begun = study.claims.settle("commit", commit())
+    if begun != commit():
+        logger.warning("This study was begun with another version of the code (%s).", begun)
+    objective = partial(run_trial, config=config, study=study, data=data)
+    study.work(objective, _after_trial(run, config, study))
+    best = study.best()
+    of_best = config.with_point(best.params)
+    planned = refits(config, of_best, data, study.name)
+    runs = refit_all(planned, study, data)
+    with study.claims.hold("conclusion"):
+        concluded = (
+            "concluded "
+            + hashlib.sha256(
+                json.dumps(
+                    [config.trials, *(refit.tags["refit_key"] for refit in planned)]
+                ).encode()
+            ).hexdigest()
+        )
+        if not study.claims.known(concluded):
+            log_study(run, config, study, best, of_best)
+            log_gain(
+                run, best, *gain(planned, runs, n_bootstrap=config.bootstrap, seed=config.seed)
+            )
+            study.claims.settle(concluded, run.run_id)
+    logger.info("study %s is concluded: see run %s", study.name, run.run_id)
+
+
+def _after_trial(
+    run: TrackedRun, config: TuneConfig, study: TuningStudy
+) -> Callable[[FrozenTrial], None]:
+    """What tells of each trial in the study's run and in the log, with what remains."""
+    started = time.monotonic()
+    mine = 0
+
+    def after(trial: FrozenTrial) -> None:
+        nonlocal mine
+        mine += 1
+        table = study.table()
+        values = {
+            name: trial.user_attrs[name]
+            for name in ("val_auc", "val_bits_per_dim")
+            if name in trial.user_attrs
+        }
+        best = table.loc[table["state"] == "complete", "val_auc"].max()
+        run.log_metrics(values | {"best_val_auc": best}, step=trial.number)
+        left = config.trials - int(table["state"].isin(["complete", "pruned"]).sum())
+        minutes = left * (time.monotonic() - started) / mine / 60
+        result = f"validation AUC {values['val_auc']:.3f}" if values else "pruned"
+        logger.info(
+            "trial %d: %s (best %.3f); %d to go, about %.0f min",
+            trial.number, result, best, max(left, 0), max(minutes, 0),
+        )  # fmt: skip
+
+    return after

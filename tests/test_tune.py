@@ -1,0 +1,212 @@
+"""The search end to end: killed, gone on with, shared; the test patients are for the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import partial
+
+import mlflow
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import TrainConfig, TuneConfig, resolve_tuning
+from sgc_experiments.experiments.datasets import load_data
+from sgc_experiments.experiments.tune_study import TuningStudy
+from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
+from sgc_experiments.tracking import start_run
+from tests.conftest import ROOT, SMALL
+
+TINY = SMALL | {
+    "channels": "8,16",
+    "search": "channels=8-16|4-8,evaluations=8|16",
+    "budget": "steps:12",
+    "trial_budget": "steps:12",
+    "validate_every": "4",
+    "bootstrap": "100",
+    "lost_after": "3",
+    "workers": "1",
+}
+
+
+def start(workspace, **parameters):
+    arguments = [part for k, v in (TINY | parameters).items() for part in (f"--{k}", v)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sgc_experiments", "tune", *arguments],
+        cwd=workspace.folder, env=workspace.environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def runs_of(workspace, entry_point):
+    return [r for r in workspace.runs() if r.data.tags.get("entry_point") == entry_point]
+
+
+def the_study(url):
+    (name,) = optuna.get_all_study_names(url)
+    return optuna.load_study(study_name=name, storage=url)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, make_workspace):
+    """A workspace whose study was killed in its second trial, then gone on with to its end."""
+    workspace = make_workspace(tmp_path_factory.mktemp("resumed"))
+    process = start(workspace, trials="4", refit_seeds="2")
+    deadline = time.monotonic() + 300
+    while not [r for r in runs_of(workspace, "trial") if r.data.tags.get("trial") == "1"]:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(process.communicate()[0])
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = workspace.project("tune", **TINY, trials="4", refit_seeds="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def study_run(resumed):
+    (run,) = runs_of(resumed, "tune")
+    return run
+
+
+@pytest.fixture(scope="module")
+def artifacts(resumed, study_run, tmp_path_factory):
+    return mlflow.artifacts.download_artifacts(
+        run_id=study_run.info.run_id,
+        dst_path=str(tmp_path_factory.mktemp("artifacts")),
+        tracking_uri=resumed.tracking_uri,
+    )
+
+
+def test_the_same_command_goes_on_with_the_killed_study(resumed, study_run):
+    trials = the_study(f"sqlite:///{resumed.folder / 'optuna.db'}").trials
+    finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert [t.state for t in trials[:2]] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert len(finished) == 4
+    (repeated,) = (t for t in trials if t.system_attrs.get("failed_trial") == 1)
+    assert repeated.params.items() >= trials[1].params.items()
+    assert study_run.info.status == "FINISHED"
+    assert "failure_reason" not in study_run.data.tags
+    (worker,) = runs_of(resumed, "worker")
+    assert worker.data.tags["study_run_id"] == study_run.info.run_id
+    assert worker.info.status == "FINISHED"
+
+
+def test_every_trial_is_a_nested_run_with_parameters_curves_and_state(resumed, study_run):
+    trials = runs_of(resumed, "trial")
+    assert len(trials) == 5
+    for run in trials:
+        assert run.data.tags["mlflow.parentRunId"] == study_run.info.run_id
+        lost = run.data.tags["trial"] == "1"
+        assert run.info.status == ("KILLED" if lost else "FINISHED")
+        assert run.data.tags["trial_state"] in (["lost"] if lost else ["complete", "pruned"])
+        assert "config.learning_rate" in run.data.params or lost
+        if run.data.tags["trial_state"] == "complete":
+            curve = resumed.client.get_metric_history(run.info.run_id, "validation_auc")
+            assert [point.step for point in curve] == [4, 8, 12]
+            assert run.data.metrics["val_bits_per_dim"] > 0
+
+
+def test_no_trial_saw_a_test_image(resumed):
+    for run in runs_of(resumed, "trial"):
+        names = {i.dataset.name for i in run.inputs.dataset_inputs}
+        assert names <= {"phantom-train", "phantom-validation"}
+        assert not [name for name in run.data.metrics if name.startswith("test")]
+        if "val_auc" in run.data.metrics:
+            uri = f"runs:/{run.info.run_id}/predictions.csv"
+            mlflow.set_tracking_uri(resumed.tracking_uri)
+            predictions = mlflow.artifacts.load_text(uri)
+            assert "test" not in predictions
+
+
+def test_the_study_s_run_holds_figures_trials_and_the_best(artifacts, study_run):
+    for name in ("history", "slice", "parallel", "pareto", "importance"):
+        with open(f"{artifacts}/figures/{name}.png", "rb") as file:
+            assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+    trials = pd.read_csv(f"{artifacts}/trials.csv")
+    assert trials["state"].isin(["complete", "pruned"]).sum() == 4
+    complete = trials[trials["state"] == "complete"]
+    best = complete.loc[complete["val_auc"].idxmax()]
+    assert study_run.data.metrics["best_trial"] == best["number"]
+    defaults = complete.loc[complete["defaults"], "val_auc"]
+    assert best["val_auc"] >= defaults.max()
+
+
+def test_train_takes_the_best_parameters_as_its_config(artifacts, resumed):
+    best = parse(TrainConfig, ["--config", f"{artifacts}/best_config.yaml"])
+    (tuned,) = (
+        r
+        for r in runs_of(resumed, "refit")
+        if r.data.tags["refit"] == "tuned" and r.data.params["config.seed"] == "0"
+    )
+    assert best.budget == "steps:12"
+    for name in ("weighting", "learning_rate", "log_snr_min", "evaluations"):
+        assert str(getattr(best, name)) == tuned.data.params[f"config.{name}"]
+
+
+def test_the_best_is_refitted_with_several_seeds_registered_and_compared(resumed, study_run):
+    refits = runs_of(resumed, "refit")
+    roles = sorted((r.data.tags["refit"], r.data.params["config.seed"]) for r in refits)
+    tuned = [("tuned", "0"), ("tuned", "1")]
+    assert roles in (tuned, [("defaults", "0"), ("defaults", "1"), *tuned])
+    versions = resumed.client.search_model_versions("name='sgc-phantom'")
+    assert sorted(v.tags["seed"] for v in versions) == ["0", "1"]
+    metrics = study_run.data.metrics
+    mean = sum(r.data.metrics["test_auc"] for r in refits if r.data.tags["refit"] == "tuned") / 2
+    assert metrics["tuned_test_auc"] == pytest.approx(mean)
+    if len(roles) == 4:
+        gain = metrics["tuned_test_auc"] - metrics["defaults_test_auc"]
+        assert metrics["gain_test_auc"] == pytest.approx(gain)
+        assert metrics["gain_test_auc_low"] <= gain <= metrics["gain_test_auc_high"]
+
+
+def test_two_workers_on_one_postgresql_server_share_a_study(workspace, postgres_server):
+    dsn = postgres_server.dsn(postgres_server.new_database())
+    workers = [start(workspace, trials="4", refit_seeds="1", storage=dsn) for _ in range(2)]
+    for worker in workers:
+        output, _ = worker.communicate(timeout=600)
+        assert worker.returncode == 0, output
+    trials = the_study(dsn.replace("postgresql:", "postgresql+psycopg2:")).trials
+    assert [t.number for t in trials] == [0, 1, 2, 3]
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len({tuple(sorted(t.params.items())) for t in trials}) == 4
+    of_trials = runs_of(workspace, "trial")
+    assert sorted(r.data.tags["trial"] for r in of_trials) == ["0", "1", "2", "3"]
+    (parent,), (worker,) = runs_of(workspace, "tune"), runs_of(workspace, "worker")
+    assert parent.info.status == worker.info.status == "FINISHED"
+    assert "gain_test_auc" in parent.data.metrics or "tuned_test_auc" in parent.data.metrics
+    refits = [r.data.tags["refit"] for r in runs_of(workspace, "refit")]
+    assert len(refits) == len(set(refits))
+    assert len(workspace.client.search_model_versions("name='sgc-phantom'")) == 1
+    params = {k: v for run in workspace.runs() for k, v in run.data.params.items()}
+    assert postgres_server.password not in str(params)
+
+
+def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+    values = TINY | {"cache_dir": str(workspace.cache), "trials": "1"}
+    arguments = [part for k, v in values.items() for part in (f"--{k}", v)]
+    config = resolve_tuning(parse(TuneConfig, arguments), gpu=False)
+    url = f"sqlite:///{workspace.folder / 'optuna.db'}"
+    study = TuningStudy(config, url, "study", end_lost_trial)
+    # No AUC reaches it: every trial is pruned at its first validation.
+    study.study.pruner = optuna.pruners.ThresholdPruner(lower=2.0)
+    data = load_data(config)
+    with start_run("study", {}) as run:
+        study.work(partial(run_trial, config=config, study=study, data=data), lambda trial: None)
+    (trial,) = study.study.trials
+    assert trial.state == TrialState.PRUNED
+    (pruned,) = runs_of(workspace, "trial")
+    assert pruned.info.status == "FINISHED"
+    assert pruned.data.tags["trial_state"] == "pruned"
+    assert "at step 4" in pruned.data.tags["pruned_because"]
+    assert pruned.data.tags["mlflow.parentRunId"] == run.run_id
+    curve = workspace.client.get_metric_history(pruned.info.run_id, "validation_auc")
+    assert [point.step for point in curve] == [4]
