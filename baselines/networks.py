@@ -46,6 +46,20 @@ class GreyImageNetwork(nn.Module):
         self.pixel_mean.fill_(images.mean())
         self.pixel_std.fill_(images.std().clamp(min=1e-3))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training computes activations again on the way back, to save memory.
+
+        Raises:
+            UserError: the backbone cannot.
+        """
+        try:
+            self.backbone.set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError):
+            raise UserError(
+                "This model has no gradient checkpointing: use gradient_checkpointing=false, and "
+                "accumulate to save memory."
+            ) from None
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 1, S, S) in [−1, 1]."""
         return self.backbone((images - self.pixel_mean) / self.pixel_std)

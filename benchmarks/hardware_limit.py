@@ -1,8 +1,9 @@
 """How near the network comes to what the machine can do.
 
 The floating-point operations of convolutions and linear layers (`torch.utils.flop_counter`) per
-second of wall time, over the rate of a large float32 matrix product in the same run. Rounds of all
-three alternate, and the fastest of each counts.
+second of wall time, over the rate of a large matrix product of the same precision in the same run:
+float32, or bfloat16 for training where `precision=auto` means that. Rounds of all alternate, and
+the fastest of each counts.
 
 forward_fraction      classifying: all classes of a full batch at once
 training_fraction     a whole optimiser step: batch, loss, gradient, AdamW and moving average
@@ -20,6 +21,7 @@ from benchmarks.report import Result, note, run, seconds
 from sgc_experiments.batches import ImageSet
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.training import TrainingSettings, train
+from sgc_experiments.training_settings import has_fast_bf16
 
 _ROWS = 8  # of the table of operators
 
@@ -51,21 +53,25 @@ def measure(size: Size) -> Result:
     def forward() -> None:
         network.all_classes(z, log_snr)
 
-    counts = {"product": 2 * size.matrix**3, "forward": _flops(forward)}
-    times: dict[str, list[float]] = {"product": [], "forward": [], "training": []}
+    low = torch.bfloat16 if has_fast_bf16(torch.device("cpu")) else torch.float32
+    factors = {"product": (left, right), "low product": (left.to(low), right.to(low))}
+    counts = {"forward": _flops(forward)} | dict.fromkeys(factors, 2 * size.matrix**3)
+    times: dict[str, list[float]] = {name: [] for name in (*factors, "forward", "training")}
     for _ in range(size.rounds):
-        times["product"] += [seconds(lambda: left @ right) for _ in range(3)]
+        for name, (a, b) in factors.items():
+            times[name] += [seconds(lambda a=a, b=b: a @ b) for _ in range(3)]
         times["forward"].append(seconds(forward))
         step_times, counts["training"] = _training_step(size, classifier)
         times["training"] += step_times
     rates = {name: counts[name] / min(values) / 1e9 for name, values in times.items()}
+    note(f"training, and the low product, in {low}")
     for name, rate in rates.items():
-        note(f"{name:9s} {counts[name] / 1e9:8.2f} GFLOP, {rate:7.1f} GFLOP/s at best")
+        note(f"{name:11s} {counts[name] / 1e9:8.2f} GFLOP, {rate:7.1f} GFLOP/s at best")
     _show_operators("forward", forward)
     _show_operators("training", lambda: _training_step(size, classifier))
     return {
         "forward_fraction": rates["forward"] / rates["product"],
-        "training_fraction": rates["training"] / rates["product"],
+        "training_fraction": rates["training"] / rates["low product"],
     }
 
 

@@ -50,6 +50,7 @@ class BatchOrder:
         if not balanced:
             self.groups = [np.arange(len(labels))]
         self.batch_size, self.seed = batch_size, seed
+        self._latest: dict[int, tuple[int, np.ndarray]] = {}
 
     def batch(self, step: int) -> np.ndarray:
         """Indices of batch `step`, int64 (batch_size,)."""
@@ -68,5 +69,8 @@ class BatchOrder:
         return mix.permutation(indices)
 
     def _permutation(self, group: int, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng(stream_seed(self.seed, f"order {group}", epoch))
-        return generator.permutation(len(self.groups[group]))
+        """Kept until the next epoch's: making one costs as much as the images are many."""
+        if group not in self._latest or self._latest[group][0] != epoch:
+            generator = np.random.default_rng(stream_seed(self.seed, f"order {group}", epoch))
+            self._latest[group] = epoch, generator.permutation(len(self.groups[group]))
+        return self._latest[group][1]

@@ -27,6 +27,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+from torch.utils.checkpoint import checkpoint
 
 PREDICTIONS = ("eps", "v", "x0")
 CLASS_CONDITIONING = ("all", "decoder", "head")
@@ -148,6 +149,7 @@ class ScoreNetwork(nn.Module):
             )
         self.standardisation = standardisation
         self.classes = classes
+        self._checkpointing = False
         self.patch = patch
         self.prediction = prediction
         self.class_in_encoder = class_conditioning == "all"
@@ -203,7 +205,7 @@ class ScoreNetwork(nn.Module):
             if level > 0:
                 h = self.shrink[level - 1](h)
             for block in stack:
-                h = block(h, condition)
+                h = self._apply_block(block, h, condition)
             features.append(h)
         return features
 
@@ -214,8 +216,17 @@ class ScoreNetwork(nn.Module):
             if level < len(self.up) - 1:
                 h = features[level] + pixel_shuffle(self.grow[level](h), 2)
             for block in self.up[level]:
-                h = block(h, condition)
+                h = self._apply_block(block, h, condition)
         return self.norm(h)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training computes the inside of a block again on the way back, to save memory."""
+        self._checkpointing = enable
+
+    def _apply_block(self, block: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
+        if self._checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, h, condition, use_reentrant=False)
+        return block(h, condition)
 
     def _output(self, h: Tensor, condition: Tensor) -> Tensor:
         """The output F, (B, 1, H, W)."""

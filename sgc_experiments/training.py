@@ -27,6 +27,7 @@ from sgc_experiments.augmentation import augment
 from sgc_experiments.batches import BatchOrder, ImageSet, stream_seed, to_model_range
 from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
 from sgc_experiments.errors import UserError
+from sgc_experiments.moving_average import moving_average
 from sgc_experiments.progress import progress_bar
 from sgc_experiments.training_settings import (
     Budget,
@@ -186,7 +187,7 @@ class _Run:
         self.device = choose_device(settings.device)
         self.network = network.to(self.device)
         self.ema = AveragedModel(
-            network, multi_avg_fn=_moving_average(settings.ema_decay), use_buffers=True
+            network, multi_avg_fn=moving_average(settings.ema_decay), use_buffers=True
         ).eval()
         self.objective, self.settings, self.checkpoint_dir = objective, settings, checkpoint_dir
         self.train_set, self.validation_set = train_set, validation_set
@@ -208,6 +209,8 @@ class _Run:
         )
         automatic = settings.precision == "auto" and has_fast_bf16(self.device)
         self.low_precision = automatic or settings.precision == "bf16"
+        if settings.gradient_checkpointing:
+            network.set_grad_checkpointing(True)
         if settings.compile:
             network.compile()
         self.step = 0
@@ -238,26 +241,38 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         indices = self.order.batch(self.step)
-        images = to_model_range(self.train_set.images[indices]).to(self.device)
-        labels = torch.as_tensor(self.train_set.labels[indices]).to(self.device)
+        images = self.on_device(to_model_range(self.train_set.images[indices]))
+        labels = self.on_device(torch.as_tensor(self.train_set.labels[indices]))
         generator = torch.Generator(self.device)
         generator.manual_seed(stream_seed(settings.seed, "noise", self.step))
         # Dropout draws from the global generator.
         torch.manual_seed(stream_seed(settings.seed, "dropout", self.step))
         images = augment(images, settings.augmentation, generator)
         self.network.train()
-        with self.autocast():
-            loss, metrics = self.objective.loss(self.network, images, labels, generator)
-        loss.backward()
+        metrics: dict[str, float] = defaultdict(float)
+        parts = zip(*(x.chunk(settings.accumulate) for x in (images, labels)), strict=True)
+        for some, their_labels in parts:
+            share = len(some) / len(images)
+            with self.autocast():
+                loss, values = self.objective.loss(self.network, some, their_labels, generator)
+            (share * loss).backward()
+            for name, value in ({"loss": float(loss.detach())} | values).items():
+                metrics[name] += share * value
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
-        if not math.isfinite(float(loss.detach()) + float(norm)):
+        if not math.isfinite(metrics["loss"] + float(norm)):
             self.save()
             raise TrainingDiverged(self.step, indices.tolist())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update_parameters(self.network)
-        return {"loss": float(loss.detach()), "learning_rate": rate} | metrics
+        return dict(metrics) | {"learning_rate": rate}
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """On a GPU, copied while the host goes on."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def validate(self) -> dict[str, float]:
         """Validate the averaged weights, and keep them if they are the best so far."""
@@ -285,6 +300,7 @@ class _Run:
         settings = asdict(self.settings)
         for name in ("device", "log_every", "checkpoint_every", "progress", "compile"):
             del settings[name]
+        del settings["gradient_checkpointing"]
         shapes = {k: list(v.shape) for k, v in self.network.state_dict().items()}
         digest = hashlib.sha256(json.dumps([settings, shapes], sort_keys=True).encode())
         for images, labels in (self.train_set, self.validation_set):
@@ -379,23 +395,6 @@ class _Run:
             stopped=stopped,
             history=self.history,
         )
-
-
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    """An update of averaged weights, all of one type at once.
-
-    Early averages forget faster, by (1 + updates)^(−2/3), so that the start is not remembered.
-    """
-
-    @torch.no_grad()
-    def update(average: list[Tensor], latest: list[Tensor], updates: Tensor | int) -> None:
-        forget = max(1 - decay, (1 + int(updates)) ** (-2 / 3))
-        if average[0].is_floating_point():
-            torch._foreach_lerp_(average, latest, forget)
-        else:  # a counter, such as that of batch normalisation
-            torch._foreach_copy_(average, latest)
-
-    return update
 
 
 def _schedule(progress: float, warmup: float) -> float:

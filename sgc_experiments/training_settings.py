@@ -16,6 +16,10 @@ class TrainingSettings:
     Attributes:
         budget: "steps:N", "images:N" (images seen) or "seconds:N" (wall time).
         batch_size: Images per step.
+        accumulate: Parts that a batch is cut into, whose gradients are added up: the memory of one
+            part for the step of the whole. Each part draws its own noise.
+        gradient_checkpointing: Keep no activations inside blocks but compute them again on the way
+            back: less memory, more time.
         learning_rate: Peak of the schedule: linear warm-up, then a cosine to zero.
         weight_decay: Of AdamW, on weights of two or more dimensions.
         warmup: Fraction of the budget.
@@ -39,6 +43,8 @@ class TrainingSettings:
 
     budget: str = "steps:800"
     batch_size: int = 32
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
@@ -61,6 +67,10 @@ class TrainingSettings:
         for name in ("batch_size", "validate_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise ValueError(
+                f"accumulate must be in [1, batch_size = {self.batch_size}], not {self.accumulate}"
+            )
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")

@@ -130,3 +130,70 @@ def test_the_papers_network_is_within_reach():
 def test_a_wrong_parameter_is_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         ScoreNetwork(**{"classes": 2} | arguments)
+
+
+@pytest.mark.parametrize("conditioning", CLASS_CONDITIONING)
+def test_gradient_checkpointing_changes_no_number(conditioning):
+    network = ScoreNetwork(2, channels=(8, 16), blocks=1, class_conditioning=conditioning)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    z, log_snr, labels = (
+        torch.randn(3, 1, 16, 16),
+        torch.linspace(-2, 6, 3),
+        torch.tensor([0, 1, 1]),
+    )
+
+    def gradients():
+        network.zero_grad()
+        network(z, log_snr, labels).square().mean().backward()
+        return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    plain = gradients()
+    assert any(g.abs().max() > 1e-4 for g in plain)
+    network.set_grad_checkpointing()
+    for expected, found in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_gradient_checkpointing_keeps_fewer_activations():
+    network = ScoreNetwork(2, channels=(8, 16), blocks=2)
+    z, log_snr, labels = torch.randn(2, 1, 32, 32), torch.zeros(2), torch.tensor([0, 1])
+
+    def kept():
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.append(t.numel()) or t, lambda t: t
+        ):
+            network(z, log_snr, labels)
+        return sum(sizes)
+
+    plain = kept()
+    network.set_grad_checkpointing()
+    assert kept() < 0.5 * plain
+
+
+def test_low_precision_and_memory_format_agree_with_full_precision():
+    network = randomised()
+    z, log_snr = torch.randn(4, 1, 32, 32), torch.linspace(-2, 6, 4)
+    labels = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        full = network(z, log_snr, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = network(z, log_snr, labels)
+        contiguous = network.to(memory_format=torch.contiguous_format)(z, log_snr, labels)
+    assert low.dtype == torch.float32
+    assert (low - full).norm() < 0.03 * full.norm()
+    assert (low - full).norm() > 0
+    torch.testing.assert_close(contiguous, full, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_agrees():
+    network = randomised()
+    z, log_snr = torch.randn(4, 1, 32, 32), torch.linspace(-2, 6, 4)
+    labels = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        full = network(z, log_snr, labels)
+        network.compile()
+        torch.testing.assert_close(network(z, log_snr, labels), full, rtol=1e-4, atol=1e-5)

@@ -253,6 +253,22 @@ def test_metrics_reach_the_callback_and_are_json():
     json.dumps(calls)
 
 
+def test_accumulated_parts_make_the_step_of_the_whole_batch():
+    def weights(**options):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.SiLU(), nn.Linear(8, 2))
+        options = {"budget": "steps:3", "batch_size": 7, "precision": "fp32"} | options
+        settings = replace(SETTINGS, **options)
+        train(network, Classification(), make_images(), make_images(10, seed=1), settings=settings)
+        return network.state_dict()
+
+    whole = weights()
+    for parts in (2, 3, 7):
+        cut = weights(accumulate=parts)
+        assert all(torch.allclose(whole[name], cut[name], atol=1e-6) for name in whole)
+    assert not same(whole, weights(seed=1))
+
+
 class TestBatchOrder:
     LABELS = np.array([0] * 12 + [1] * 3)
 

@@ -62,6 +62,15 @@ class FitConfig(DataConfig):
         description="how long to train: steps:N, images:N or seconds:N",
     )
     batch_size: int = Field(32, ge=2, le=4096, description="images per optimiser step")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="parts that a batch is cut into, for the memory of one part",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again on the way back, for less memory"
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         AUTO,
         description="the peak learning rate of AdamW "
@@ -119,6 +128,8 @@ class FitConfig(DataConfig):
             raise ValueError("sigma_max must be larger than sigma_min")
         if self.log_snr_max <= self.log_snr_min:
             raise ValueError("log_snr_max must be larger than log_snr_min")
+        if self.accumulate > self.batch_size:
+            raise ValueError("accumulate must not be larger than batch_size")
         if self.class_weights and self.balanced:
             raise ValueError("class_weights=true corrects twice for skew: add balanced=false")
         if self.folds == 1:

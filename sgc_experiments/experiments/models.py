@@ -82,6 +82,8 @@ def training_settings(config: TrainConfig) -> TrainingSettings:
     return TrainingSettings(
         budget=config.budget,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        gradient_checkpointing=config.gradient_checkpointing,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,

@@ -68,3 +68,18 @@ def test_a_network_that_cannot_be_had_is_refused_in_one_sentence(name, size, wor
         build_network(name, image_size=size, n_classes=2, seed=0)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    network = build_network("resnet18", image_size=32, n_classes=2, seed=0).train()
+    images = torch.randn(4, 1, 32, 32)
+
+    def gradients():
+        network.zero_grad()
+        network(images).square().sum().backward()
+        return [p.grad.clone() for p in network.parameters()]
+
+    plain = gradients()
+    network.set_grad_checkpointing()
+    for expected, found in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
