@@ -38,6 +38,9 @@ class FitConfig(DataConfig):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="the dropout in the network's blocks")
     prediction: Literal["eps", "v", "x0"] = Field("v", description="what the network predicts")
+    standardisation: Literal["image", "dataset"] = Field(
+        "image", description="whose mean and standard deviation the pixels are measured in"
+    )
     log_snr_min: float = Field(-4.0, ge=-30, le=30, description="the lowest log-SNR trained on")
     log_snr_max: float = Field(10.0, ge=-30, le=30, description="the highest log-SNR trained on")
     log_snr_sampling: Literal["uniform", "stratified", "importance"] = Field(
@@ -81,7 +84,23 @@ class FitConfig(DataConfig):
         0.998, ge=0, lt=1, description="the decay of the weights' moving average"
     )
     balanced: bool = Field(True, description="draw the classes equally often")
-    augment: bool = Field(True, description="flip, rotate and vary the training images")
+    augment: bool = Field(
+        True, description="flip the training images, and change them as the next six say"
+    )
+    transpose: bool | Auto = Field(
+        AUTO,
+        description="swap the axes of half of the training images, for all eight symmetries "
+        "with the flips (auto: for roi)",
+    )
+    rotation: float = Field(0.0, ge=0, le=180, description="the largest random turn in degrees")
+    scale: float = Field(0.0, ge=0, le=1, description="the largest random relative change of size")
+    shift: float = Field(0.0, ge=0, le=1, description="the largest random shift, of the side")
+    contrast: float = Field(
+        0.0, ge=0, le=1, description="the largest random relative change of contrast"
+    )
+    brightness: float = Field(
+        0.0, ge=0, le=1, description="the largest random change of the mean, range −1 to 1"
+    )
     validate_every: int = Field(100, ge=1, description="optimiser steps between validations")
     patience: int = Field(
         0, ge=0, description="validations without gain before training stops (0: use the budget)"
@@ -189,6 +208,8 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
     kind = changes.get("input", config.input)
     if config.image_size == AUTO:
         changes["image_size"] = {"roi": 48, "whole": 384 if gpu else 96}[kind]
+    if isinstance(config, FitConfig) and config.transpose == AUTO:
+        changes["transpose"] = kind == "roi"
     if isinstance(config, TrainConfig) and config.learning_rate == AUTO:
         changes["learning_rate"] = _learning_rate(config)
     return config.model_copy(update=changes)

@@ -25,6 +25,7 @@ _NETWORK_AND_OBJECTIVE = (
     "class_conditioning",
     "dropout",
     "prediction",
+    "standardisation",
     "log_snr_min",
     "log_snr_max",
     "log_snr_sampling",
@@ -42,6 +43,7 @@ _TIMM = (
     "drop_rate",
     "drop_path_rate",
 )
+_CHANGES = ("rotation", "scale", "shift", "contrast", "brightness")
 _SIMPLE = {kind.kind: kind for kind in (LogisticRegressionClassifier, MajorityClassifier)}
 _SDE_PARAMETERS = {
     "vp": ("beta_min", "beta_max", "log_snr_shift"),
@@ -94,9 +96,18 @@ def training_settings(config: TrainConfig) -> TrainingSettings:
         device=config.device,
         compile=config.compile,
         seed=config.seed,
-        augmentation=AugmentationSettings(
-            horizontal_flip=config.augment, vertical_flip=config.augment
-        ),
+        augmentation=_augmentation(config),
+    )
+
+
+def _augmentation(config: TrainConfig) -> AugmentationSettings:
+    if not config.augment:
+        return AugmentationSettings.none()
+    return AugmentationSettings(
+        horizontal_flip=True,
+        vertical_flip=True,
+        transpose=config.transpose,
+        **{name: getattr(config, name) for name in _CHANGES},
     )
 
 
