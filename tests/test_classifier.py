@@ -266,12 +266,11 @@ def digits():
 def test_ten_classes_of_real_digits():
     train, validation, test = digits()
     model = ScoreBasedClassifier(
-        [str(d) for d in range(10)], 8, channels=[48, 96], blocks=1, patch=1,
+        [str(d) for d in range(10)], 8, channels=[32, 64], blocks=1, patch=1,
         log_snr_min=-4.0, log_snr_max=5.0, evaluations=160, class_conditioning="decoder",
-        hybrid_weight=0.01,
     )  # fmt: skip
     settings = TrainingSettings(
-        budget="steps:600", batch_size=64, progress=False,
+        budget="steps:400", batch_size=64, progress=False, validate_every=200,
         augmentation=AugmentationSettings(
             horizontal_flip=False, vertical_flip=False, rotation=8, shift=0.08
         ),
