@@ -222,7 +222,7 @@ class ScoreBasedClassifier:
             return plan
         draws = plan.make_draws(self.image_size, draws=_PLANNING_DRAWS)
         errors = image_errors(self.network, images, draws)
-        low, high = choose_band(errors, draws.log_snr, labels, low, high)
+        low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)
         return EvaluationPlan(low, high, plan.draws, symmetries)
 
     def _typical_set(self, train: np.ndarray, validation: np.ndarray) -> TypicalSet | None:

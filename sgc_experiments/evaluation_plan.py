@@ -2,12 +2,14 @@
 
 Evidence about the class sits in a band of log-SNRs. Outside it both classes denoise alike, and the
 differences of their errors are noise. The band is chosen on validation images, from many draws over
-all levels: the one whose evidence, normalised per class, is best separated.
+all levels: the widest one that they do not prove worse than the best one, each with as many draws
+as a prediction has. Taking the best itself would follow the noise of a few hundred images.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from sgc_experiments.noise_levels import LogSNRDensity
 
 _EDGES = 15  # candidate ends of a band
 _NARROWEST = 2.0  # units of log-SNR
+_PROVEN = 1.64  # standard errors; one-sided, 5 %
 
 
 @dataclass(frozen=True)
@@ -55,32 +58,65 @@ class EvaluationPlan:
 
 
 def choose_band(
-    errors: Tensor, log_snr: Tensor, labels: np.ndarray, low: float, high: float
+    errors: Tensor, log_snr: Tensor, labels: np.ndarray, low: float, high: float, *, draws: int
 ) -> tuple[float, float]:
-    """The band [a, b] within [low, high] whose evidence separates the classes best.
+    """The widest band [a, b] within [low, high] that separates the classes about as well as any.
 
     Args:
         errors: Squared errors of validation images, (N, K, C), from `likelihood.squared_errors`.
-        log_snr: Of the K draws, which cover [low, high] evenly.
+        log_snr: Of the K draws, ascending, which cover [low, high] evenly.
         labels: int64 (N,).
         low: Lower end of the levels that the network knows.
         high: Upper end.
+        draws: How many a prediction has.
 
     Returns:
         The ends of the band; the whole range if fewer than two classes have images.
     """
-    classes = errors.shape[2]
-    best, band = -math.inf, (low, high)
     edges = np.linspace(low, high, _EDGES)
+    bands, found = [], []
     for start in edges:
         for end in edges[edges >= start + _NARROWEST - 1e-9]:
-            inside = (log_snr >= start) & (log_snr <= end)
-            score = mean_pairwise_auc(-errors[:, inside].sum(1).numpy(), labels, range(classes))
-            # Of equally good bands the wider one, which averages more.
-            score += 1e-4 * (end - start) / (high - low)
-            if score > best:
-                best, band = score, (float(start), float(end))
-    return band
+            inside = torch.nonzero((log_snr >= start) & (log_snr <= end))[:, 0]
+            # As many predictions as the draws inside suffice for, each spread over the band.
+            repeats = max(1, len(inside) // draws)
+            scores = [-errors[:, inside[r::repeats]].sum(1).numpy() for r in range(repeats)]
+            bands.append((float(start), float(end)))
+            parts = [_placements(part, labels) for part in scores]
+            found.append([np.mean(side, axis=0) for side in zip(*parts, strict=True)])
+    if not found[0]:
+        return low, high
+    auc = np.array([np.mean([side.mean() for side in sides]) for sides in found])
+    best = int(auc.argmax())
+    equal = [
+        k
+        for k in range(len(bands))
+        if auc[best] - auc[k] <= _PROVEN * _standard_error(found[best], found[k])
+    ]
+    # Of equally wide ones the better.
+    return bands[max(equal, key=lambda k: (round(bands[k][1] - bands[k][0], 6), auc[k]))]
+
+
+def _placements(scores: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """For each pair of classes that have images, two arrays whose means are both its AUC.
+
+    They hold, for every image of the one class, the share of the other's that it is told from
+    (DeLong et al., Biometrics 44(3), 1988).
+    """
+    sides = []
+    for first, second in combinations(np.unique(labels), 2):
+        difference = scores[:, second] - scores[:, first]
+        above = np.sign(difference[labels == second][:, None] - difference[labels == first][None])
+        greater = (above + 1) / 2
+        sides += [greater.mean(1), greater.mean(0)]
+    return sides
+
+
+def _standard_error(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """Of the difference of two mean AUCs over the same images, from their `_placements`."""
+    variances = [(a - b).var() / len(a) for a, b in zip(one, other, strict=True)]
+    # Two sides per pair, and the mean over pairs.
+    return math.sqrt(sum(variances)) / (len(variances) / 2)
 
 
 def mean_pairwise_auc(scores: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:

@@ -245,10 +245,10 @@ def test_the_band_is_where_the_evidence_is():
     errors[:, ~inside] *= 10
     for c in range(2):
         errors[labels == c, :, c] -= inside.double()
-    low, high = choose_band(errors, log_snr, labels, -4.0, 8.0)
+    low, high = choose_band(errors, log_snr, labels, -4.0, 8.0, draws=8)
     assert 1 <= low <= 3.5
     assert 3.5 <= high <= 6
-    assert choose_band(errors, log_snr, np.zeros(60, int), -4.0, 8.0) == (-4.0, 8.0)
+    assert choose_band(errors, log_snr, np.zeros(60, int), -4.0, 8.0, draws=8) == (-4.0, 8.0)
 
 
 def digits():
