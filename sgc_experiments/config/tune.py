@@ -47,8 +47,15 @@ class TuneConfig(FitConfig):
     trials: int = Field(
         12, ge=1, le=100000, description="how many trials the study has in the end, pruned or not"
     )
-    trial_budget: str = Field(
+    # With these defaults 12 trials and the refits fit into minutes on two CPU cores.
+    budget: str = Field(
         "steps:400",
+        pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
+        description="how long to train in a refit: steps:N, images:N or seconds:N",
+    )
+    validate_every: int = Field(50, ge=1, description="optimiser steps between validations")
+    trial_budget: str = Field(
+        "steps:200",
         pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
         description="how long to train in a trial, as budget, which is that of the refits",
     )
@@ -74,7 +81,7 @@ class TuneConfig(FitConfig):
         "(auto: optuna.db beside MLflow's own SQLite file, else in the working folder)",
     )
     refit_seeds: int = Field(
-        3, ge=1, le=100, description="with how many seeds the best configuration is refitted"
+        2, ge=1, le=100, description="with how many seeds the best configuration is refitted"
     )
     lost_after: int = Field(
         60, ge=3, le=86400, description="seconds without a sign of life until a trial is retried"
