@@ -40,22 +40,35 @@ def stream_seed(seed: int, purpose: str, index: int) -> int:
 class BatchOrder:
     """The infinite sequence of training images, cut into batches.
 
-    An epoch is a permutation of all images; or, balanced, as many draws in which every class
-    (images without a label being one more) has an equal share, each running through permutations
-    of its own.
+    An epoch is a permutation of all images; or, balanced, as many draws in which every class has
+    an equal share, each running through permutations of its own. Images without a label, if there
+    are any, are dealt apart and evenly spread: an `unlabelled_share` of the sequence is theirs.
     """
 
-    def __init__(self, labels: np.ndarray, *, batch_size: int, balanced: bool, seed: int) -> None:
-        self.groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    def __init__(
+        self,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        balanced: bool,
+        seed: int,
+        unlabelled_share: float = 0.5,
+    ) -> None:
+        known = np.flatnonzero(labels >= 0)
+        self.groups = [np.flatnonzero(labels == label) for label in np.unique(labels[known])]
         if not balanced:
-            self.groups = [np.arange(len(labels))]
+            self.groups = [known]
+        unlabelled = np.flatnonzero(labels < 0)
+        self.share = unlabelled_share if len(unlabelled) else 0.0
+        if len(unlabelled):
+            self.groups.append(unlabelled)
         self.batch_size, self.seed = batch_size, seed
         self._latest: dict[int, tuple[int, np.ndarray]] = {}
 
     def batch(self, step: int) -> np.ndarray:
         """Indices of batch `step`, int64 (batch_size,)."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        turns, places = positions % len(self.groups), positions // len(self.groups)
+        turns, places = self._deal(positions)
         indices = np.empty(self.batch_size, dtype=np.int64)
         for turn, group in enumerate(self.groups):
             mine = turns == turn
@@ -67,6 +80,16 @@ class BatchOrder:
         # Mixed, lest a stratified λ go with a class.
         mix = np.random.default_rng(stream_seed(self.seed, "mix", step))
         return mix.permutation(indices)
+
+    def _deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which group's turn each position is, and its place in the sequence of that group."""
+        if not self.share:
+            return positions % len(self.groups), positions // len(self.groups)
+        before = np.floor(positions * self.share).astype(np.int64)
+        theirs = np.floor((positions + 1) * self.share).astype(np.int64) > before
+        labelled, classes = positions - before, len(self.groups) - 1
+        turns = np.where(theirs, classes, labelled % classes)
+        return turns, np.where(theirs, before, labelled // classes)
 
     def _permutation(self, group: int, epoch: int) -> np.ndarray:
         """Kept until the next epoch's: making one costs as much as the images are many."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sgc_experiments.batches import ImageSet, from_model_range, to_model_range
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
@@ -28,11 +29,16 @@ from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
 from sgc_experiments.training import TrainingResult, train
 from sgc_experiments.training_settings import TrainingSettings, choose_device
+from sgc_experiments.transfer import transferred_weights
 from sgc_experiments.typicality import BANDS, TypicalSet, features
 
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
+_NETWORK = (
+    *("channels", "blocks", "patch", "prediction", "class_conditioning", "dropout"),
+    "standardisation",
+)
 _PLANNING_DRAWS = 64
 _PLANNING_IMAGES = 256
 _TYPICAL_IMAGES = 256
@@ -139,15 +145,14 @@ class ScoreBasedClassifier:
         self.calibration = Calibration.identity(len(self.classes))
         self.prior = np.full(len(self.classes), 1 / len(self.classes))
         self.typical: TypicalSet | None = None
+        self._start: ScoreBasedClassifier | None = None
 
     def _make_network(self, seed: int) -> ScoreNetwork:
-        names = (
-            *("channels", "blocks", "patch", "prediction", "class_conditioning"),
-            *("dropout", "standardisation"),
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return ScoreNetwork(len(self.classes), **{name: self.arguments[name] for name in names})
+            return ScoreNetwork(
+                len(self.classes), **{name: self.arguments[name] for name in _NETWORK}
+            )
 
     def fit(
         self,
@@ -159,7 +164,9 @@ class ScoreBasedClassifier:
         on_step: Callable[[dict[str, float], int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainingResult:
-        """Train from scratch, choose the evaluation plan, calibrate, learn what is typical.
+        """Train, choose the evaluation plan, calibrate, learn what is typical.
+
+        Training starts from random weights, or from those of `start_from`.
 
         Args:
             train_set: Labels −1 are images without a label, learnt as the null class.
@@ -187,6 +194,8 @@ class ScoreBasedClassifier:
                     "Use more patients, or another split."
                 )
         self.network = self._make_network(settings.seed)
+        if self._start is not None:
+            self.network.load_state_dict(self._weights_of(self._start))
         self._standardise_to(train_set.images)
         result = train(
             self.network,
@@ -204,6 +213,28 @@ class ScoreBasedClassifier:
         self.calibration = fit_calibration(log_odds, validation_set.labels)
         self.typical = self._typical_set(train_set.images, validation_set.images)
         return result
+
+    def start_from(self, other: "ScoreBasedClassifier") -> None:
+        """Let `fit` start from another model's weights; classes and image size may differ.
+
+        Raises:
+            UserError: The other model's network has another shape or output; which is named.
+        """
+        differing = [
+            f"{name}={_plain(other.arguments[name])}"
+            for name in _NETWORK
+            if name != "dropout" and other.arguments[name] != self.arguments[name]
+        ]
+        if differing:
+            raise UserError(
+                "The network to start from is another one; give what it was made with: "
+                f"{' '.join(differing)}."
+            )
+        self._weights_of(other)
+        self._start = other
+
+    def _weights_of(self, other: "ScoreBasedClassifier") -> dict[str, Tensor]:
+        return transferred_weights(self.network, self.classes, other.network, other.classes)
 
     def _standardise_to(self, images: np.ndarray) -> None:
         """Make the pixels of the training images have mean 0 and variance 1."""
@@ -406,3 +437,7 @@ class ScoreBasedClassifier:
                 f"Images must be uint16 of shape (N, {self.image_size}, {self.image_size}), "
                 f"not {images.dtype} of shape {images.shape}."
             )
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

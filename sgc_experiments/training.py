@@ -195,6 +195,7 @@ class _Run:
             train_set.labels,
             batch_size=settings.batch_size,
             balanced=settings.balanced,
+            unlabelled_share=settings.unlabelled_share,
             seed=settings.seed,
         )
         matrices = [p for p in network.parameters() if p.dim() > 1]

@@ -26,6 +26,7 @@ class TrainingSettings:
         ema_decay: Of the moving average of the weights, which is what is validated and kept.
         gradient_clip: Largest norm of the gradient.
         balanced: Draw every class equally often.
+        unlabelled_share: Share of images without a label in the batches, if there are any.
         validate_every: Steps between validations; the budget's end is always validated.
         patience: Stop after this many validations without improvement; 0 never stops early.
         precision: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware multiplies it.
@@ -51,6 +52,7 @@ class TrainingSettings:
     ema_decay: float = 0.998
     gradient_clip: float = 1.0
     balanced: bool = True
+    unlabelled_share: float = 0.5
     validate_every: int = 100
     patience: int = 0
     precision: str = "auto"
@@ -77,6 +79,8 @@ class TrainingSettings:
         for name in ("warmup", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.unlabelled_share < 1:
+            raise ValueError(f"unlabelled_share must be in (0, 1), not {self.unlabelled_share}")
         for name in ("weight_decay", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")

@@ -286,6 +286,19 @@ class TestBatchOrder:
         assert {counts[i] for i in range(12)} == {2}
         assert {counts[i] for i in range(12, 15)} == {8}
 
+    @pytest.mark.parametrize("balanced", [True, False])
+    @pytest.mark.parametrize("share", [0.25, 0.5, 0.7])
+    def test_images_without_a_label_have_their_share(self, balanced, share):
+        labels = np.array([0] * 12 + [-1] * 40 + [1] * 3)
+        order = BatchOrder(labels, batch_size=20, balanced=balanced, seed=0, unlabelled_share=share)
+        seen = np.concatenate([order.batch(i) for i in range(12)])
+        assert np.mean(labels[seen] < 0) == pytest.approx(share)
+        assert set(seen) == set(range(len(labels)))
+        if balanced:
+            assert abs(np.sum(labels[seen] == 0) - np.sum(labels[seen] == 1)) <= 1
+        for step in range(12):
+            assert np.sum(labels[order.batch(step)] < 0) == pytest.approx(20 * share, abs=1)
+
     def test_a_batch_needs_none_before_it(self):
         first, second = (
             BatchOrder(self.LABELS, batch_size=7, balanced=True, seed=3) for _ in range(2)
@@ -311,6 +324,7 @@ def test_model_range_spans_minus_one_to_one_and_back():
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"unlabelled_share": 1.0}, "unlabelled_share"),
         ({"precision": "fp16"}, "precision"),
         ({"patience": -1}, "patience"),
     ],

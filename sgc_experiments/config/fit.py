@@ -55,6 +55,19 @@ class FitConfig(DataConfig):
     label_dropout: float = Field(
         0.0, ge=0, lt=1, description="the share of labels hidden to train the null class"
     )
+    unlabelled: Literal["rest"] | Path | None = Field(
+        None,
+        description="images without labels that sgc learns from as well: rest, the patients that "
+        "n_patients leaves out, or a folder of image files",
+    )
+    unlabelled_share: float = Field(
+        0.5, gt=0, lt=1, description="the share of unlabelled images in every batch"
+    )
+    init_from: str = Field(
+        "",
+        pattern=r"^(models:/[^/@]+(/\d+|@[^/@]+))?$",
+        description="a registered model whose weights sgc starts from, models:/NAME@ALIAS",
+    )
     evaluations: int = Field(
         16, ge=4, le=4096, description="network evaluations per image over all classes"
     )

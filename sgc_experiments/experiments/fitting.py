@@ -31,6 +31,9 @@ from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.result_figures import decide, result_figures
 from sgc_experiments.experiments.scoring import answer, prediction_table
+from sgc_experiments.experiments.starting_weights import start_from_registered
+from sgc_experiments.experiments.unlabelled import find_unlabelled, join, log_unlabelled
+from sgc_experiments.model_registry import pinned
 from sgc_experiments.protocol import Classifier
 from sgc_experiments.tracking import TrackedRun
 
@@ -101,8 +104,15 @@ def fit(
         attempt: keeps apart the checkpoints of equal trainings that may run at the same time.
     """
     checkpoint_dir = config.cache_dir / "checkpoints" / (fingerprint(config, data) + attempt)
+    train_set = data.image_set("train")
+    if isinstance(classifier, ScoreBasedClassifier):
+        if unlabelled := find_unlabelled(config, data):
+            log_unlabelled(run, unlabelled)
+            train_set = join(train_set, unlabelled)
+        if config.init_from:
+            start_from_registered(run, config.init_from, classifier)
     result = classifier.fit(
-        data.image_set("train"),
+        train_set,
         data.image_set("validation"),
         settings=training_settings(config),
         checkpoint_dir=checkpoint_dir,
@@ -125,6 +135,10 @@ def fit(
 def fingerprint(config: TrainConfig, data: Data) -> str:
     """A digest of everything that changes the training, and so the predictions."""
     relevant = config.model_dump(mode="json", exclude=set(_BESIDE_TRAINING))
+    if unlabelled := find_unlabelled(config, data):
+        relevant["unlabelled"] = unlabelled.digest
+    if config.init_from:  # an alias can move
+        relevant["init_from"] = pinned(config.init_from)
     text = json.dumps([relevant, data.dataset.digest, data.split.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

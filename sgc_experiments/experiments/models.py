@@ -90,6 +90,7 @@ def training_settings(config: TrainConfig) -> TrainingSettings:
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
         balanced=config.balanced,
+        unlabelled_share=config.unlabelled_share,
         validate_every=config.validate_every,
         patience=config.patience,
         precision=config.precision,

@@ -12,6 +12,7 @@ from sgc_experiments.experiments.cross_validation import cross_validate
 from sgc_experiments.experiments.datasets import Data, load_images, split_images
 from sgc_experiments.experiments.fitting import fit_and_publish
 from sgc_experiments.experiments.models import check_model
+from sgc_experiments.model_registry import pinned
 from sgc_experiments.tracking import TrackedRun, start_run
 from sgc_experiments.training_settings import choose_device
 
@@ -36,6 +37,8 @@ def train(config: TrainConfig) -> None:
         run.log_config(config.model_dump())
         run.log_environment()
         check_model(config.model)
+        if config.init_from:
+            pinned(config.init_from)
         run_model(run, config, load_images(config))
 
 

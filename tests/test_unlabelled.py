@@ -1,0 +1,147 @@
+"""Images without labels: which ones are taken, which are refused, and what a run says of them."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import TrainConfig, resolve_defaults
+from sgc_experiments.errors import UserError
+from sgc_experiments.experiments.datasets import Data, load_data
+from sgc_experiments.experiments.fitting import fingerprint
+from sgc_experiments.experiments.unlabelled import find_unlabelled, join
+from tests.conftest import SMALL
+
+
+def configured(cache, **changes):
+    values = SMALL | {"cache_dir": str(cache)} | changes
+    arguments = [part for k, v in values.items() for part in (f"--{k}", str(v))]
+    return resolve_defaults(parse(TrainConfig, arguments), gpu=False)
+
+
+@pytest.fixture(scope="module")
+def whole(cache) -> Data:
+    return load_data(configured(cache, input="whole"))
+
+
+def files_of(cache, data, rows):
+    return [data.dataset.table["path"].iloc[row] for row in rows]
+
+
+def test_the_rest_are_patients_of_no_subset(cache):
+    config = configured(cache, n_patients=14, unlabelled="rest")
+    data = load_data(config)
+    found = find_unlabelled(config, data)
+    table = data.dataset.table.set_index("image_id")
+    assert set(found.manifest["patient"]) == set(table["patient"]) - set(
+        data.split.manifest["patient"]
+    )
+    assert len(found.images) == (~table["patient"].isin(data.split.manifest["patient"])).sum()
+    rows = [data.dataset.table["image_id"].tolist().index(i) for i in found.manifest["image_id"]]
+    assert np.array_equal(found.images, data.dataset.images[rows])
+
+
+def test_no_label_gets_into_training(cache):
+    config = configured(cache, n_patients=14, unlabelled="rest")
+    data = load_data(config)
+    found = find_unlabelled(config, data)
+    images, labels = join(data.image_set("train"), found)
+    assert len(images) == len(labels) == len(data.rows("train")) + len(found.images)
+    assert (labels[len(data.rows("train")) :] == -1).all()
+
+
+def test_without_a_rest_it_is_said(cache):
+    config = configured(cache, unlabelled="rest")
+    with pytest.raises(UserError, match="n_patients"):
+        find_unlabelled(config, load_data(config))
+
+
+def test_a_folder_of_files_is_prepared_like_the_dataset(cache, whole, tmp_path):
+    rows = whole.rows("train")[:3]
+    (tmp_path / "more").mkdir()
+    for place, file in enumerate(files_of(cache, whole, rows)):
+        shutil.copy(file, tmp_path / "more" / f"{place}.dcm")
+    (tmp_path / "broken.dcm").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    config = configured(cache, input="whole", unlabelled=tmp_path)
+    found = find_unlabelled(config, whole)
+    assert np.array_equal(
+        np.sort(found.images.sum((1, 2), dtype=np.int64)),
+        np.sort(whole.dataset.images[rows].sum((1, 2), dtype=np.int64)),
+    )
+    assert found.manifest["image_id"].str.match("img-[0-9a-f]{12}$").all()
+    before = fingerprint(config, whole)
+    (tmp_path / "more" / "2.dcm").unlink()
+    assert fingerprint(config, whole) != before
+    assert find_unlabelled(config, whole).digest != found.digest
+
+
+@pytest.mark.parametrize("subset", ["validation", "test"])
+def test_an_image_that_the_model_is_judged_on_is_refused(cache, whole, tmp_path, subset):
+    (file,) = files_of(cache, whole, whole.rows(subset)[:1])
+    shutil.copy(file, tmp_path / "renamed.dcm")
+    config = configured(cache, input="whole", unlabelled=tmp_path)
+    with pytest.raises(UserError, match=f"1 {subset} image"):
+        find_unlabelled(config, whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "not a folder"), ("empty", "no usable image"), ("roi", "whole")]
+)
+def test_a_folder_of_no_use_is_named(cache, whole, tmp_path, content, words):
+    folder = tmp_path / "images"
+    if content:
+        folder.mkdir()
+    kind = "roi" if content == "roi" else "whole"
+    config = configured(cache, input=kind, unlabelled=folder)
+    data = load_data(config) if content == "roi" else whole
+    with pytest.raises(UserError, match=words):
+        find_unlabelled(config, data)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, make_workspace):
+    """A model with unlabelled images, and a second one that starts from its weights."""
+    workspace = make_workspace(tmp_path_factory.mktemp("semi-supervised"))
+    small = [part for k, v in SMALL.items() for part in (f"--{k}", v)]
+    for more in (
+        ("--n_patients", "14", "--unlabelled", "rest"),
+        ("--n_patients", "14", "--init_from", "models:/sgc-phantom@champion"),
+        ("--init_from", "models:/sgc-inbreast@champion"),
+    ):
+        workspace.module("train", *small, *more)
+    return workspace, workspace.runs()[::-1]
+
+
+def test_a_run_records_its_unlabelled_images(runs, tmp_path):
+    workspace, (first, second, *_) = runs
+    tags = first.data.tags
+    assert first.info.status == second.info.status == "FINISHED", tags.get("failure_reason")
+    assert len(tags["unlabelled_digest"]) == 64
+    assert int(tags["n_train_patients"]) < 14
+    path = workspace.client.download_artifacts(first.info.run_id, "unlabelled.csv", str(tmp_path))
+    table = pd.read_csv(path)
+    assert len(table) == int(tags["n_unlabelled_images"])
+    assert table["patient"].nunique() == int(tags["n_unlabelled_patients"])
+    split = pd.read_csv(
+        workspace.client.download_artifacts(first.info.run_id, "split.csv", str(tmp_path))
+    )
+    assert not set(table["patient"]) & set(split["patient"])
+    assert "unlabelled_digest" not in second.data.tags
+
+
+def test_a_run_records_the_weights_it_started_from(runs):
+    _, (first, second, *_) = runs
+    assert second.data.tags["init_from"] == "models:/sgc-phantom/1"
+    assert len(second.data.tags["init_digest"]) == 64
+    assert "init_from" not in first.data.tags
+
+
+def test_weights_that_do_not_exist_fail_with_the_reason(runs):
+    run = runs[1][2]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure_reason"] == (
+        "The registry has no model models:/sgc-inbreast@champion; it has: sgc-phantom."
+    )
