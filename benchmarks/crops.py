@@ -1,4 +1,4 @@
-"""The images that the benchmarks share: lesion crops of the standard phantom, split by patient."""
+"""The images that the benchmarks share: lesion crops of a phantom, split by patient."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import numpy as np
 from sgc_experiments.batches import ImageSet
 from sgc_experiments.config import PrepareConfig, resolve_defaults
 from sgc_experiments.data import load_dataset
-from sgc_experiments.data.splits import make_split
+from sgc_experiments.data.splits import low_data_subset, make_split
 
 
 class Crops(NamedTuple):
@@ -19,12 +19,20 @@ class Crops(NamedTuple):
     test_patients: np.ndarray
 
 
-def phantom_crops(patients: int, image_size: int) -> Crops:
+def phantom_crops(
+    patients: int,
+    image_size: int,
+    *,
+    difficulty: str = "standard",
+    n_patients: int | None = None,
+) -> Crops:
     """Render, prepare and split a phantom; what is in the cache is not made again.
 
     Args:
         patients: Of the phantom, 2 or 4 images each.
         image_size: Side of the crops in pixels.
+        difficulty: Of the phantom.
+        n_patients: How many patients training and validation may use; None means all.
     """
     config = resolve_defaults(PrepareConfig(), gpu=False)
     dataset = load_dataset(
@@ -33,10 +41,12 @@ def phantom_crops(patients: int, image_size: int) -> Crops:
         cache_dir=config.cache_dir,
         input="roi",
         image_size=image_size,
-        phantom={"patients": patients, "seed": 0, "difficulty": "standard"},
+        phantom={"patients": patients, "seed": 0, "difficulty": difficulty},
         progress=False,
     )
     split = make_split(dataset.table, seed=0, validation_fraction=0.15, test_fraction=0.25)
+    if n_patients:
+        split = low_data_subset(split, n_patients=n_patients, seed=0)
     labels = dataset.table["label"].to_numpy(np.int64)
     rows = {name: split.indices(name, dataset.table) for name in ("train", "validation", "test")}
     sets = {name: ImageSet(np.asarray(dataset.images[i]), labels[i]) for name, i in rows.items()}

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import (
     classification_cost,
+    component_ablation,
     hardware_limit,
     ingest,
     likelihood_accuracy,
@@ -120,3 +121,13 @@ def test_a_result_is_one_line_of_valid_json():
     line = json_line({"a": float("nan"), "b": 1.23456, "c": True, "d": 8})
     assert json.loads(line) == {"a": None, "b": 1.235, "c": True, "d": 8}
     assert "\n" not in line
+
+
+def test_the_component_ablation_tells_its_parts_apart():
+    parts = ("reference", "class_in_head_hybrid", "resnet10t")
+    result = component_ablation.measure(
+        component_ablation.Size(40, (12, 0), "steps:3", parts=parts)
+    )
+    assert _fields(result) == {f"auc_{part}_{count}" for part in parts for count in (12, 0)}
+    assert len(set(result.values())) > 1
+    assert all(0 <= value <= 1 for value in result.values())
