@@ -20,9 +20,14 @@ from sgc_experiments.calibration import Calibration, class_prior, fit_calibratio
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band
 from sgc_experiments.evidence import evidence_maps, image_errors
-from sgc_experiments.likelihood import log_odds_from_errors
 from sgc_experiments.model_files import DAMAGE, read_model, write_model
 from sgc_experiments.objective import DenoisingScoreMatching
+from sgc_experiments.prediction import (
+    find_typical,
+    make_rounds,
+    predict,
+    predict_sequentially,
+)
 from sgc_experiments.protocol import Classifier, Prediction
 from sgc_experiments.sampling import sample
 from sgc_experiments.score_network import ScoreNetwork
@@ -30,7 +35,7 @@ from sgc_experiments.sde import make_sde
 from sgc_experiments.training import TrainingResult, train
 from sgc_experiments.training_settings import TrainingSettings, choose_device
 from sgc_experiments.transfer import transferred_weights
-from sgc_experiments.typicality import BANDS, TypicalSet, features
+from sgc_experiments.typicality import TypicalSet
 
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
@@ -41,7 +46,6 @@ _NETWORK = (
 )
 _PLANNING_DRAWS = 64
 _PLANNING_IMAGES = 256
-_TYPICAL_IMAGES = 256
 
 
 class ScoreBasedClassifier:
@@ -211,7 +215,9 @@ class ScoreBasedClassifier:
         self.plan = self._choose_plan(validation_set, settings.augmentation.symmetries())
         log_odds = self.predict_log_odds(validation_set.images).log_odds
         self.calibration = fit_calibration(log_odds, validation_set.labels)
-        self.typical = self._typical_set(train_set.images, validation_set.images)
+        self.typical = find_typical(
+            self.network, self.plan, train_set.images, validation_set.images, prior=self.prior
+        )
         return result
 
     def start_from(self, other: "ScoreBasedClassifier") -> None:
@@ -256,54 +262,41 @@ class ScoreBasedClassifier:
         low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)
         return EvaluationPlan(low, high, plan.draws, symmetries)
 
-    def _typical_set(self, train: np.ndarray, validation: np.ndarray) -> TypicalSet | None:
-        some = np.linspace(0, len(train) - 1, min(len(train), _TYPICAL_IMAGES)).astype(int)
-        draws = self.plan.make_draws(self.image_size, draws=self.plan.draws)
-        low, high = self.plan.log_snr_min, self.plan.log_snr_max
-        bands = max(1, min(BANDS, len(draws) // 2))
-        values = [
-            features(
-                images, image_errors(self.network, images, draws), draws, self.prior,
-                low=low, high=high, bands=bands,
-            )
-            for images in (train[some], validation)
-        ]  # fmt: skip
-        if values[0] is None or values[1] is None:
-            return None
-        return TypicalSet.fit(values[0], values[1], low, high)
-
     def predict_log_odds(
-        self, images: np.ndarray, *, evaluations: int | None = None, seed: int = 0
+        self,
+        images: np.ndarray,
+        *,
+        evaluations: int | None = None,
+        stop_z: float | None = None,
+        seed: int = 0,
     ) -> Prediction:
         """Log-odds of the classes.
 
         Args:
             images: uint16 (N, S, S).
             evaluations: Network evaluations per image over all classes, instead of the plan's;
-                rounded down to a multiple of the number of classes.
+                rounded down to a multiple of the number of classes. With `stop_z` the most that
+                an image may take, in multiples of the plan's.
+            stop_z: None spends the same on every image. Otherwise an image gets more than the
+                plan's draws only while the sign of its evidence is in doubt, that is, within so
+                many standard errors; `Prediction.evaluations` is then the mean.
             seed: Of the noise, which is the same for every image.
 
         Raises:
             UserError: Images of another size.
-            ValueError: `evaluations` below the number of classes.
+            ValueError: `evaluations` below the number of classes, or `stop_z` not positive.
         """
         self._check_images(images)
-        draws = self.plan.make_draws(self.image_size, draws=self._draws(evaluations), seed=seed)
-        errors = image_errors(self.network, images, draws)
-        log_odds, standard_error = log_odds_from_errors(errors, draws)
-        values = None
-        if self.typical is not None:
-            values = features(
-                images, errors, draws, self.prior,
-                low=self.typical.low, high=self.typical.high, bands=self.typical.bands,
-            )  # fmt: skip
-        return Prediction(
-            log_odds=log_odds.numpy(),
-            standard_error=standard_error.numpy(),
-            evaluations=float(len(draws) * len(self.classes)),
-            out_of_distribution=(
-                None if values is None else self.typical.distance(values) > self.typical.threshold
-            ),
+        draws = self._draws(evaluations)
+        known = {"prior": self.prior, "typical": self.typical}
+        if stop_z is None:
+            once = self.plan.make_draws(self.image_size, draws=draws, seed=seed)
+            return predict(self.network, images, once, **known)
+        if not stop_z > 0:
+            raise ValueError(f"stop_z must be positive, not {stop_z}")
+        rounds = make_rounds(self.plan, self.image_size, draws, seed)
+        return predict_sequentially(
+            self.network, images, rounds, **known, calibration=self.calibration, z=stop_z
         )
 
     def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:

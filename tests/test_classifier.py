@@ -19,6 +19,7 @@ from sgc_experiments.objective import WEIGHTINGS
 from sgc_experiments.score_network import CLASS_CONDITIONING, PREDICTIONS
 from sgc_experiments.sde import SDES
 from sgc_experiments.training import TrainingSettings
+from sgc_experiments.uncertainty import in_doubt
 
 TINY = {"image_size": 8, "channels": [8], "blocks": 1, "log_snr_min": -2.0, "log_snr_max": 6.0}
 QUICK = TrainingSettings(budget="steps:20", batch_size=8, validate_every=10, progress=False)
@@ -187,9 +188,33 @@ def test_an_answer_says_when_not_to_use_it(fitted):
     assert (said["abstain"] >= said["out_of_distribution"]).all()
 
 
+def test_sequential_stopping_spends_where_there_is_doubt(fitted):
+    """Against a fixed budget of 128: fewer evaluations, the same decisions but for a few."""
+    test = blobs(200, seed=9)
+    noise = np.random.default_rng(9).normal(size=test.images.shape) * 6000
+    images = np.clip(test.images + noise, 0, 65535).astype(np.uint16)
+    fixed = fitted.predict_log_odds(images, evaluations=128)
+    plan = fitted.predict_log_odds(images)
+    sequential = fitted.predict_log_odds(images, evaluations=128, stop_z=2.0)
+    assert plan.evaluations < sequential.evaluations < 0.5 * fixed.evaluations
+    settled = ~in_doubt(plan.log_odds, plan.standard_error, fitted.calibration, 2.0)
+    assert np.array_equal(sequential.log_odds[settled], plan.log_odds[settled])
+    assert (sequential.standard_error[~settled, 1] < plan.standard_error[~settled, 1]).mean() > 0.7
+    assert np.array_equal(sequential.out_of_distribution, plan.out_of_distribution)
+    decisions = [
+        fitted.calibration.posterior(p.log_odds, (1, 1)).argmax(1) for p in (fixed, sequential)
+    ]
+    assert np.mean(decisions[0] == decisions[1]) > 0.95
+    hard = fitted.predict_log_odds(images, evaluations=128, stop_z=1e9)
+    assert hard.evaluations == 128
+    with pytest.raises(ValueError, match="stop_z"):
+        fitted.predict_log_odds(images, stop_z=0)
+
+
 def test_no_images_are_no_trouble(fitted):
     none = np.zeros((0, 8, 8), np.uint16)
     assert fitted.predict_log_odds(none).log_odds.shape == (0, 2)
+    assert fitted.predict_log_odds(none, stop_z=2.0).log_odds.shape == (0, 2)
     assert fitted.explain(none).shape == (0, 8, 8)
 
 
