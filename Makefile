@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 .DEFAULT_GOAL := help
 
-.PHONY: help env services train test soak lint format ui clean
+.PHONY: help env services train test soak lint format ui docs notebooks clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ format: env  ## rewrite the code in the project's style
 
 ui: env  ## open the MLflow UI on this folder's results (http://127.0.0.1:5000)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+docs: env  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+notebooks: env  ## run the notebooks on this folder's results, and store their outputs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:  ## remove the environment; results and caches stay
 	rm -rf $(VENV) *.egg-info

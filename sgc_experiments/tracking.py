@@ -35,6 +35,9 @@ from sgc_experiments.errors import UserError
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 CHAMPION = "champion"
 LOST = "its process gave no sign of life any more"
+CHAMPION_MEANS = (
+    f"The alias `{CHAMPION}` marks the version with the best validation AUC under its split."
+)
 # What the logged model needs to answer, as opposed to what fitting it needs.
 SERVING_REQUIREMENTS = (
     "mlflow",
@@ -164,7 +167,8 @@ class TrackedRun:
             model_uri: what :meth:`log_classifier` returned.
             name: the registered model, ``<model>-<dataset>``.
             tags: the version's tags; ``val_auc`` and ``split_digest`` decide on the alias.
-            description: markdown shown with the version.
+            description: markdown shown with the version, and with the registered model while this
+                version is its champion.
 
         Returns:
             The version number.
@@ -181,6 +185,9 @@ class TrackedRun:
         client.update_model_version(name, version, description=description)
         if all(float(texts["val_auc"]) > rival for rival in rivals):
             client.set_registered_model_alias(name, CHAMPION, version)
+            client.update_registered_model(
+                name, f"{CHAMPION_MEANS} Now version {version}:\n\n{description}"
+            )
         return str(version)
 
 

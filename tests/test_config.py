@@ -6,6 +6,7 @@ import yaml
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
 from sgc_experiments.errors import UserError
+from sgc_experiments.experiments.train import run_name
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,26 @@ def test_help_lists_every_parameter_with_its_default(capsys):
     assert caught.value.code == 0
     for name in TrainConfig.model_fields:
         assert f"--{name} " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "sgc-phantom-roi48-seed0"),
+        (
+            ["--model", "resnet18", "--pretrained", "true"],
+            "resnet18-phantom-roi48-seed0 pretrained=True",
+        ),
+        (
+            ["--sde", "ve", "--learning_rate", "1e-3", "--channels", "16,32"],
+            "sgc-phantom-roi48-seed0 sde=ve channels=16-32 learning_rate=0.001",
+        ),
+        (["--workers", "3", "--bootstrap", "100", "--device", "cpu"], "sgc-phantom-roi48-seed0"),
+        (
+            ["--clahe=true", "--sde=ve", "--blocks=2", "--patch=4", "--dropout=0.1", "--folds=5"],
+            "sgc-phantom-roi48-5folds-seed0 clahe=True sde=ve blocks=2 patch=4 +1",
+        ),
+    ],
+)
+def test_a_runs_name_says_what_is_not_the_default(arguments, name):
+    assert run_name(resolve_defaults(parse(TrainConfig, arguments), gpu=False)) == name

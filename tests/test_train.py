@@ -36,7 +36,7 @@ def _read(artifacts, name):
 
 def test_the_run_is_finished_and_named(run):
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "sgc-phantom-roi32-seed0"
+    assert run.info.run_name == "sgc-phantom-roi32-seed0 phantom_patients=40 budget=steps:60"
 
 
 def test_the_resolved_configuration_is_logged_under_its_own_prefix(run, artifacts):
@@ -140,6 +140,9 @@ def test_the_first_of_equals_is_champion(finished):
     champion = client.get_model_version_by_alias("sgc-phantom", "champion")
     assert str(champion.version) == "1"
     assert float(versions[0].tags["val_auc"]) == float(versions[1].tags["val_auc"])
+    described = client.get_registered_model("sgc-phantom").description
+    assert "Now version 1" in described
+    assert champion.description in described
 
 
 def test_the_registered_model_answers_in_a_fresh_process_and_holds_no_pickle(

@@ -6,7 +6,13 @@ under the prefix ``config.``.
 
 from sgc_experiments.config.compare import CompareConfig
 from sgc_experiments.config.data import DataConfig, PhantomConfig, PrepareConfig, YardsticksConfig
-from sgc_experiments.config.fit import BaselineConfig, FitConfig, TrainConfig, resolve_defaults
+from sgc_experiments.config.fit import (
+    BaselineConfig,
+    FitConfig,
+    TrainConfig,
+    departures,
+    resolve_defaults,
+)
 from sgc_experiments.config.tune import TuneConfig, resolve_tuning
 from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL
 
@@ -23,6 +29,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "YardsticksConfig",
+    "departures",
     "resolve_defaults",
     "resolve_tuning",
 ]

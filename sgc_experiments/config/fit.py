@@ -228,6 +228,30 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
     return config.model_copy(update=changes)
 
 
+# What a run's name says anyway, and what does not change its result.
+_NO_DEPARTURE = frozenset(
+    {
+        *("dataset", "model", "input", "image_size", "seed", "folds"),
+        *("data_dir", "table", "classes", "cache_dir", "config", "workers", "device"),
+        *("validate_every", "bootstrap", "register_model"),
+    }
+)
+
+
+def departures(config: TrainConfig) -> dict[str, Any]:
+    """The parameters of a resolved configuration that tell it from the default one."""
+    fields = type(config).model_fields
+    autos = {name for name, field in fields.items() if field.default == AUTO} - _NO_DEPARTURE
+    resolved = resolve_defaults(config.model_copy(update=dict.fromkeys(autos, AUTO)), gpu=False)
+    usual = {
+        name: getattr(resolved, name) if name in autos else field.default
+        for name, field in fields.items()
+    }
+    return {
+        name: value for name, value in config if name not in _NO_DEPARTURE and value != usual[name]
+    }
+
+
 def _learning_rate(config: TrainConfig) -> float:
     if config.model == GENERATIVE_MODEL:
         return 2e-3

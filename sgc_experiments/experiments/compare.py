@@ -46,13 +46,13 @@ def choose(runs: Sequence[PastRun], config: CompareConfig) -> list[PastRun]:
     """
     chosen = list(runs)
     if config.runs:
-        known = {key for run in runs for key in (run.run_id, run.name)}
+        known = set().union(*map(_called, runs))
         for name in config.runs:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else "see the list in the MLflow UI."
                 raise UserError(f"There is no finished run {name!r} of a model: {hint}")
-        chosen = [run for run in runs if run.run_id in config.runs or run.name in config.runs]
+        chosen = [run for run in runs if _called(run) & set(config.runs)]
     digests = sorted({run.tags["split_digest"] for run in chosen})
     if config.split:
         chosen = [run for run in chosen if run.tags["split_digest"].startswith(config.split)]
@@ -60,3 +60,8 @@ def choose(runs: Sequence[PastRun], config: CompareConfig) -> list[PastRun]:
             there = ", ".join(digest[:12] for digest in digests) or "none"
             raise UserError(f"No finished run used split={config.split}; there are: {there}.")
     return chosen
+
+
+def _called(run: PastRun) -> set[str]:
+    """By what a run is named: its id, its name, and that without its departing parameters."""
+    return {run.run_id, run.name, run.name.split(" ")[0]}

@@ -273,10 +273,9 @@ def publish(
             answer=answer(classifier, examples),
             metadata=facts,
         )
-    whole = report.of_images()
-    card = model_card(config, data, whole)
+    card = model_card(config, data, report.table)
     run.describe(card)
-    logger.info("%s", "\n".join(metric_table(whole)))
+    logger.info("%s", "\n".join(metric_table(report.of_images())))
     if config.register_model:
         tags = {
             "dataset": config.dataset,

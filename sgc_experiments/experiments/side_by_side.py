@@ -216,7 +216,12 @@ def _by_class(models: Sequence[Contender]) -> dict[str, dict[str, pd.DataFrame]]
 def _summary(results: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
     """The description of the run, in markdown."""
     names = [METRICS[m] for m in _SUMMARISED if m in set(results["metric"])]
-    lines = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = [
+        "Models compared on the same test patients, for research, not for diagnosis. All tables "
+        "and figures are on one page in `comparison.html`. Intervals: 95 %.",
+        "",
+    ]
+    lines += ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     wide = wide_results(results[results["level"] == "image"])
     lines += [
         f"| {row['model']} | " + " | ".join(row[name] for name in names) + " |"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from sgc_experiments.command_line import parse
-from sgc_experiments.config import FitConfig, TrainConfig, resolve_defaults
+from sgc_experiments.config import FitConfig, TrainConfig, departures, resolve_defaults
 from sgc_experiments.data import ImageDataset
 from sgc_experiments.experiments.cross_validation import cross_validate
 from sgc_experiments.experiments.datasets import Data, load_images, split_images
@@ -15,6 +16,8 @@ from sgc_experiments.experiments.models import check_model
 from sgc_experiments.model_registry import pinned
 from sgc_experiments.tracking import TrackedRun, start_run
 from sgc_experiments.training_settings import choose_device
+
+_MOST_CHANGES = 4  # longer names are cut off in the UI's list
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +46,22 @@ def train(config: TrainConfig) -> None:
 
 
 def run_name(config: TrainConfig) -> str:
-    """How the run of a resolved configuration is listed."""
+    """How the run of a resolved configuration is listed: what it is, and what is not the default.
+
+    No commas, which separate names where ``compare`` takes several.
+    """
     images = f"{config.dataset}-{config.input}{config.image_size}"
     folds = f"-{config.folds}folds" if config.folds else ""
-    return f"{config.model}-{images}{folds}-seed{config.seed}"
+    changed = [f"{name}={_short(value)}" for name, value in departures(config).items()]
+    more = [f"+{len(changed) - _MOST_CHANGES}"] if len(changed) > _MOST_CHANGES else []
+    what = f"{config.model}-{images}{folds}-seed{config.seed}"
+    return " ".join([what, *changed[:_MOST_CHANGES], *more])
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    return value.name if isinstance(value, Path) else str(value).replace(",", "-")
 
 
 def run_tags(config: TrainConfig) -> dict[str, object]:

@@ -227,6 +227,7 @@ def log_odds_histogram(
     sns.rugplot(**hue, height=-0.025, clip_on=False, alpha=0.5, legend=False)
     axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
     axes.tick_params(axis="x", pad=9)
+    axes.set_ylim(top=1.08 * axes.get_ylim()[1])  # the legend and the rug leave no margin
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(
         xlabel=f"Log-odds of {classes[1]} against {classes[0]} (nats)", ylabel="Number of images"

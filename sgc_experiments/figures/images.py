@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
 from sgc_experiments.errors import UserError
-from sgc_experiments.figures.style import GREY, PALETTE, signed, styled
+from sgc_experiments.figures.style import PALETTE, signed, styled
 
 _BOX_COLOR = "#F0E442"  # the yellow of the palette: seen on grey and on both ends of the map
 _DIVERGING = "RdBu_r"
@@ -116,13 +116,13 @@ def explanation_sheet(
     blocks = -(-len(cases) // columns)
     height, width = cases[0].image.shape
     figure = Figure(
-        figsize=(max(2.0 * columns + 1.2, 4.2), blocks * (3.9 * height / width + 1.1) + 0.4)
+        figsize=(max(2.0 * columns + 1.2, 4.2), blocks * (3.9 * height / width + 1.0) + 0.4)
     )
     grid = figure.subplots(2 * blocks, columns, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03, wspace=0.02, hspace=0.01)
     maps = [_per_percent(case.evidence) for case in cases]
     # One strong spot must not make all other evidence invisible.
-    strongest = float(np.quantile(np.abs(maps), 0.998)) or 1.0
+    strongest = float(np.quantile(np.abs(maps), 0.99)) or 1.0
     scale = Normalize(-strongest, strongest)
     for axes in grid.flat:
         _bare(axes)
@@ -155,7 +155,7 @@ def _draw_case(
     for axes in (above, below):
         axes.imshow(case.image, cmap="gray")
     overlay = matplotlib.colormaps[_DIVERGING](scale(evidence))
-    overlay[..., 3] = 0.85 * np.clip(np.abs(evidence) / scale.vmax, 0, 1)
+    overlay[..., 3] = 0.9 * np.sqrt(np.clip(np.abs(evidence) / scale.vmax, 0, 1))
     below.imshow(overlay, interpolation="bilinear")
     if case.box is not None and np.isfinite(case.box).all():
         x0, y0, x1, y1 = case.box
@@ -165,8 +165,8 @@ def _draw_case(
                           edgecolor=_BOX_COLOR, linewidth=1.4)
             )  # fmt: skip
     color = PALETTE[2] if case.outcome.startswith("true") else PALETTE[1]
-    above.set_title(case.outcome, color=color, loc="center", fontsize=11)
-    above.set_xlabel(case.remark, fontsize=9, color=GREY, labelpad=2)
+    remark = f"\n({case.remark})" if case.remark else ""
+    above.set_title(case.outcome + remark, color=color, loc="center", fontsize=11)
     spread = 1.96 * case.standard_error
     p, low, high = expit([case.log_odds, case.log_odds - spread, case.log_odds + spread])
     below.set_xlabel(

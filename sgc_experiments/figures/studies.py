@@ -173,7 +173,7 @@ def forest(differences: pd.DataFrame) -> Figure:
 
 def _inline(metric: str) -> str:
     name = readable(metric)
-    return name if name.isupper() else name[0].lower() + name[1:]
+    return name if name.isupper() or name == _NAMES["brier"] else name[0].lower() + name[1:]
 
 
 def _forest_panel(axes: Axes, rows: pd.DataFrame) -> None:
