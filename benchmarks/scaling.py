@@ -169,6 +169,9 @@ def draw(series: dict[str, tuple[Sequence[int], list[Point]]], result: Result) -
             axes, power = panels[row, column], result[f"{name}{kind}_exponent"]
             costs = [getattr(point, attribute) for point in points]
             axes.loglog(values, costs, "o-", color=PALETTE[row])
+            if attribute == "megabytes":
+                axes.set_yscale("linear")
+                axes.set_ylim(0, 1.1 * max(costs))
             axes.set_title(f"∝ value$^{{{power:.2f}}}$", color=GREY)
             axes.set_ylabel(text)
         _plain_ticks(panels[1, column], values)
@@ -177,9 +180,11 @@ def draw(series: dict[str, tuple[Sequence[int], list[Point]]], result: Result) -
 
 
 def _plain_ticks(axes: "Axes", values: Sequence[int]) -> None:
+    from matplotlib.ticker import NullLocator
+
     shown = values if len(values) <= 6 else values[::2]
     axes.set_xticks(shown, [f"{value:,}" for value in shown])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def main() -> None:
