@@ -19,6 +19,8 @@ ENTRY_POINTS = {
     "baseline": "fit several models on the same split and compare them",
     "tune": "search for a better SDE, noise schedule and training",
     "compare": "compare finished runs that were tested on the same patients",
+    "evaluate": "evaluate a registered model on any dataset and subset",
+    "predict": "score a folder of images with a registered model",
     "prepare": "index, check, cache and split a dataset, and report on its quality",
     "phantom": "write synthetic mammograms in the layout of a real dataset",
     "yardsticks": "print how hard a phantom is, by measures that are none of our models",

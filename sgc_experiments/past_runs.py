@@ -84,7 +84,7 @@ def finished_runs(experiment: str = "", *, tags: Mapping[str, str] | None = None
         order_by=["attributes.start_time ASC"],
         output_format="list",
     )
-    return [_past_run(run) for run in found]
+    return [past_run(run) for run in found]
 
 
 def running(tags: Mapping[str, str]) -> list[str]:
@@ -109,7 +109,8 @@ def _experiment_id(name: str) -> str:
     return experiment.experiment_id
 
 
-def _past_run(run: Run) -> PastRun:
+def past_run(run: Run) -> PastRun:
+    """A run as MLflow returns it, in the vocabulary of the experiments."""
     prefix = "config."
     return PastRun(
         run_id=run.info.run_id,

@@ -37,6 +37,7 @@ class Classifier(Protocol):
 
     classes: tuple[str, ...]
     calibration: Calibration
+    prior: np.ndarray
 
     def fit(
         self,

@@ -28,7 +28,7 @@ from mlflow.entities import LifecycleStage, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ParamSchema, ParamSpec
 
 from sgc_experiments.errors import UserError
 
@@ -40,11 +40,18 @@ CHAMPION_MEANS = (
 )
 # What the logged model needs to answer, as opposed to what fitting it needs.
 SERVING_REQUIREMENTS = (
+    "dicomsdl",
     "mlflow",
     "numpy",
+    "opencv-python-headless",
     "pandas",
     "pillow",
     "pydantic-settings",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
     "PyYAML",
     "safetensors",
     "scikit-learn",
@@ -55,7 +62,9 @@ SERVING_REQUIREMENTS = (
     "tqdm",
 )
 # Where things lie on this machine says nothing about the result, and paths can hold identifiers.
-_NOT_LOGGED = frozenset({"data_dir", "cache_dir", "config", "storage", "table"})
+_NOT_LOGGED = frozenset(
+    {"boxes", "cache_dir", "config", "data_dir", "images", "out", "storage", "table"}
+)
 _EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
@@ -128,7 +137,13 @@ class TrackedRun:
         mlflow.set_tag("mlflow.note.content", markdown)
 
     def log_classifier(
-        self, folder: Path, *, example: np.ndarray, answer: pd.DataFrame, metadata: dict[str, Any]
+        self,
+        folder: Path,
+        *,
+        example: np.ndarray,
+        answer: pd.DataFrame,
+        prior: Mapping[str, float],
+        metadata: dict[str, Any],
     ) -> str:
         """Log a saved classifier as a model from code: safetensors and source, no pickle.
 
@@ -136,20 +151,23 @@ class TrackedRun:
             folder: what the classifier's ``save`` wrote.
             example: (N, S, S) float32 images in [0, 1].
             answer: what the model answers to ``example``.
+            prior: the share of each class that the answers hold for unless another is given.
             metadata: JSON-able facts stored with the model.
 
         Returns:
             The model's URI.
         """
-        signature = infer_signature(example, answer)
+        # Inputs are numbers or files; MLflow's schema can name one kind only, and its complaints
+        # would quote the pixels: the model checks both itself.
+        signature = ModelSignature(
+            outputs=infer_signature(model_output=answer).outputs, params=_serving_params(prior)
+        )
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(PROJECT_DIR / "sgc_experiments" / "serving.py"),
             artifacts={"classifier": str(folder)},
             code_paths=[str(PROJECT_DIR / "sgc_experiments"), str(PROJECT_DIR / "baselines")],
-            signature=ModelSignature(
-                inputs=_any_shape(signature.inputs), outputs=signature.outputs
-            ),
+            signature=signature,
             input_example=example,
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS
@@ -283,9 +301,16 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _any_shape(schema: Schema) -> Schema:
-    """The served model checks shapes itself: MLflow's complaint would quote the pixels."""
-    return Schema([TensorSpec(spec.type, (-1,) * len(spec.shape)) for spec in schema.inputs])
+def _serving_params(prior: Mapping[str, float]) -> ParamSchema:
+    """What a caller may choose: see ``serving.ImageClassifier.predict``."""
+    shares = list(prior.values())
+    if len(shares) == 2:
+        prevalence = ParamSpec("prevalence", "double", shares[1])
+    else:
+        prevalence = ParamSpec("prevalence", "double", shares, shape=(-1,))
+    return ParamSchema(
+        [prevalence, ParamSpec("evaluations", "long", 0), ParamSpec("map", "boolean", False)]
+    )
 
 
 def beside_store(name: str) -> Path:

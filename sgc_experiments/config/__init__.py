@@ -15,6 +15,7 @@ from sgc_experiments.config.fit import (
 )
 from sgc_experiments.config.tune import TuneConfig, resolve_tuning
 from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL
+from sgc_experiments.config.use import EvaluateConfig, PredictConfig
 
 __all__ = [
     "AUTO",
@@ -23,8 +24,10 @@ __all__ = [
     "BaselineConfig",
     "CompareConfig",
     "DataConfig",
+    "EvaluateConfig",
     "FitConfig",
     "PhantomConfig",
+    "PredictConfig",
     "PrepareConfig",
     "TrainConfig",
     "TuneConfig",

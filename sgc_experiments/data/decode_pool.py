@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -94,6 +95,54 @@ def run_isolated(
         finally:
             for worker in at_work.values():
                 worker.stop()
+
+
+class IsolatedTask:
+    """A function in one limited process that stays between calls, as a server needs it.
+
+    Calls from several threads take turns. A process that dies is replaced at the next call.
+
+    Args:
+        task: an importable function.
+        timeout: seconds of wall time per call.
+        memory: address space of the process in bytes.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[Item], Result],
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        memory: int = MEMORY_BYTES,
+    ) -> None:
+        self._start = lambda: _Worker(task, timeout, memory)
+        self._worker: _Worker | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, item: Item) -> Result | RejectedFile:
+        """Apply the function.
+
+        Raises:
+            RuntimeError: the process cannot start.
+        """
+        with self._lock:
+            if self._worker is None:
+                worker = self._start()
+                worker.receive()  # it reports for duty
+                self._worker = worker
+            worker, worker.position = self._worker, 0
+            worker.send(item)
+            result = worker.receive()
+            if worker.dead:
+                self._worker = None
+            return result
+
+    def close(self) -> None:
+        """End the process; the next call starts another."""
+        with self._lock:
+            if self._worker is not None:
+                self._worker.stop()
+                self._worker = None
 
 
 class _Worker:

@@ -3,13 +3,14 @@
 Imports neither pandas nor torch, so that workers start quickly.
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from sgc_experiments.data.dicom import read_image
+from sgc_experiments.data.dicom import decode_file, read_image
 from sgc_experiments.data.preprocess import Box, PreprocessSettings, preprocess
 
 
@@ -17,6 +18,14 @@ class PrepareTask(NamedTuple):
     """A file, the lesion that stands for it, and what to make of it."""
 
     path: str
+    lesion: Box | None
+    settings: PreprocessSettings
+
+
+class BytesTask(NamedTuple):
+    """A file that is no file yet, the lesion that stands for it, and what to make of it."""
+
+    data: bytes
     lesion: Box | None
     settings: PreprocessSettings
 
@@ -39,3 +48,14 @@ def prepare_file(task: PrepareTask) -> PreparedImage:
     image, sha256 = read_image(Path(task.path))
     pixels, box = preprocess(image, task.lesion, task.settings)
     return PreparedImage(pixels, box, sha256)
+
+
+def prepare_bytes(task: BytesTask) -> PreparedImage:
+    """Decode and prepare a file that came over a network.
+
+    Raises:
+        RejectedFile: with the reason.
+    """
+    cv2.setNumThreads(1)
+    pixels, box = preprocess(decode_file(task.data), task.lesion, task.settings)
+    return PreparedImage(pixels, box, hashlib.sha256(task.data).hexdigest())

@@ -10,7 +10,9 @@ Two inputs:
 - `roi`: a square around one lesion with context. Its intensities are mapped linearly from the
   percentiles of the *breast*, not of the crop: exposure and vendor (gain and offset) are removed,
   while a lesion of half the physical contrast still shows half the contrast. Stretching every crop
-  to its own range would turn faint lesions and plain noise into strong ones.
+  to its own range would turn faint lesions and plain noise into strong ones. A box that covers
+  the whole image says that the image is a crop already: it gets no more context and is not
+  mirrored, and its own percentiles have to stand in for those of the breast.
 """
 
 from dataclasses import asdict, dataclass
@@ -89,15 +91,16 @@ def preprocess(
     """
     mask = breast_mask(image)
     lesion = clip_box(lesion, image.shape) if lesion else None
-    if chest_wall_on_right(mask):
+    whole_box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+    is_crop = settings.input == "roi" and lesion == whole_box
+    if chest_wall_on_right(mask) and not is_crop:
         image, mask = image[:, ::-1], mask[:, ::-1]
         lesion = mirror_box(lesion, image.shape[1]) if lesion else None
     if settings.input == "roi":
         if lesion is None:
             raise RejectedFile(Reason.LESION_OUTSIDE)
-        window = lesion_window(
-            lesion, image.shape, context=settings.context, minimum=settings.minimum_crop
-        )
+        context = 1.0 if is_crop else settings.context
+        window = lesion_window(lesion, image.shape, context=context, minimum=settings.minimum_crop)
         low, high = breast_range(image, mask)
         square, scale, offset = fit_square(crop(image, window), settings.image_size)
         # After the area average, so that a calcification clips only where the output resolves it.

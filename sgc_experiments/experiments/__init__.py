@@ -3,7 +3,9 @@
 from sgc_experiments.config import (
     BaselineConfig,
     CompareConfig,
+    EvaluateConfig,
     PhantomConfig,
+    PredictConfig,
     PrepareConfig,
     TrainConfig,
     TuneConfig,
@@ -12,7 +14,15 @@ from sgc_experiments.config import (
 
 CONFIGS = {
     config.entry_point: config
-    for config in (TrainConfig, BaselineConfig, TuneConfig, CompareConfig, PrepareConfig)
+    for config in (
+        TrainConfig,
+        BaselineConfig,
+        TuneConfig,
+        CompareConfig,
+        EvaluateConfig,
+        PredictConfig,
+        PrepareConfig,
+    )
 }
 COMMANDS = CONFIGS | {config.entry_point: config for config in (PhantomConfig, YardsticksConfig)}
 """With those that make no run."""

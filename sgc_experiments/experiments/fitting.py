@@ -40,6 +40,19 @@ from sgc_experiments.tracking import TrackedRun
 SAMPLES_PER_CLASS = 6
 EXAMPLES = 2
 _VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
+# Which images there are and who is in which subset: an evaluation of the model repeats it.
+_DATA_PARAMETERS = {
+    "birads3",
+    "abnormality",
+    "on_leak",
+    "phantom_patients",
+    "phantom_seed",
+    "difficulty",
+    "validation_fraction",
+    "test_fraction",
+    "n_patients",
+    "split_seed",
+}
 # What changes neither the training nor its predictions.
 _BESIDE_TRAINING = frozenset(
     {
@@ -256,7 +269,9 @@ def publish(
 ) -> None:
     """Log the model, describe the run, and register the model."""
     facts = {
+        "model": config.model,
         "dataset": config.dataset,
+        "data": config.model_dump(mode="json", include=_DATA_PARAMETERS),
         "image_size": config.image_size,
         "preprocessing": data.dataset.preprocessing,
         "split_digest": data.split.digest,
@@ -271,6 +286,7 @@ def publish(
             folder,
             example=(examples / 65535).astype(np.float32),
             answer=answer(classifier, examples),
+            prior=dict(zip(classifier.classes, classifier.prior.tolist(), strict=True)),
             metadata=facts,
         )
     card = model_card(config, data, report.table)

@@ -1,0 +1,185 @@
+"""Entry points `evaluate` and `predict`, on the model that the main job registered."""
+
+from __future__ import annotations
+
+import shutil
+
+import mlflow
+import pandas as pd
+import pytest
+
+from sgc_experiments.data import load_dataset
+from tests.conftest import SMALL
+
+MODEL = "models:/sgc-phantom@champion"
+
+
+@pytest.fixture(scope="module")
+def phantom(finished):
+    return load_dataset(
+        "phantom", data_dir=None, cache_dir=finished.cache, input="roi", image_size=32, workers=1,
+        phantom={"patients": 40, "seed": 0, "difficulty": "standard"}, progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(finished):
+    """The run that fitted the champion."""
+    version = finished.client.get_model_version_by_alias("sgc-phantom", "champion")
+    return finished.client.get_run(version.run_id)
+
+
+def runs(workspace, entry_point):
+    found = workspace.runs()
+    return [run for run in found if run.data.tags.get("entry_point") == entry_point]
+
+
+def artifact(workspace, run, name):
+    return pd.read_csv(
+        mlflow.artifacts.download_artifacts(
+            run_id=run.info.run_id, artifact_path=name, tracking_uri=workspace.tracking_uri
+        )
+    )
+
+
+def test_an_evaluation_on_the_own_test_subset_repeats_training(finished, trained):
+    done = finished.project("evaluate", model_uri=MODEL, bootstrap="200", workers="1")
+    assert done.returncode == 0, done.stderr
+    run = runs(finished, "evaluate")[0]
+    names = [name for name in trained.data.metrics if name.startswith("test_")]
+    assert len(names) > 30
+    for name in names:
+        assert run.data.metrics[name] == trained.data.metrics[name], name
+    assert run.data.tags["n_patients_left_out"] == "0"
+    assert run.data.tags["fitted_by"] == trained.info.run_id
+    figures = {f.path for f in finished.client.list_artifacts(run.info.run_id, "figures")}
+    assert {"figures/roc.png", "figures/confusion.png"} <= figures
+
+
+def test_patients_whom_the_model_has_seen_are_left_out(finished, trained):
+    done = finished.module(
+        "evaluate", "--model_uri", MODEL, "--subset", "all", "--bootstrap", "100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = runs(finished, "evaluate")[0]
+    split = artifact(finished, trained, "split.csv")
+    seen = set(split.loc[split["subset"] != "test", "patient"])
+    assert run.data.tags["n_patients_left_out"] == str(len(seen))
+    predicted = artifact(finished, run, "predictions.csv")
+    assert set(predicted["patient"]) == set(split["patient"]) - seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model_uri", MODEL, "--subset", "train"], "no patient whom the model has not seen"),
+        (["--model_uri", MODEL, "--image_size", "48"], "contradicts the model"),
+        (["--model_uri", "models:/nothing@champion"], "NAME is one of sgc-phantom"),
+        ([], "model_uri is missing"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_a_sentence(finished, arguments, told):
+    done = finished.module("evaluate", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path, phantom):
+    """Six of the phantom's files under telling names, and their boxes."""
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
+    lines = ["path,x0,y0,x1,y1"]
+    for number, row in enumerate(phantom.table.head(6).itertuples()):
+        name = f"deep/Jane_Doe_{number}.dcm"
+        shutil.copy(row.path, images / name)
+        lines.append(f"{name},{','.join(map(str, row.lesions[0]))}")
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (images / "notes.txt").write_text("no image")
+    lines.append("broken.png,0,0,1,1")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def predict(finished, folder, **changes):
+    parameters = {
+        "model_uri": MODEL, "images": folder / "images", "out": folder / "out.csv",
+        "boxes": folder / "boxes.csv", "workers": 1,
+    } | changes  # fmt: skip
+    return finished.module(
+        "predict", *(str(p) for k, v in parameters.items() for p in (f"--{k}", v))
+    )
+
+
+def test_a_folder_is_scored_as_training_scores_it(finished, folder, phantom):
+    done = predict(finished, folder)
+    assert done.returncode == 0, done.stderr
+    scored = pd.read_csv(folder / "out.csv")
+    assert list(scored["path"]) == [f"deep/Jane_Doe_{n}.dcm" for n in range(6)]
+    mlflow.set_tracking_uri(finished.tracking_uri)
+    model = mlflow.pyfunc.load_model(MODEL)
+    expected = model.predict((phantom.images[:6] / 65535).astype("float32"))
+    for name in ("probability_malignant", "log_odds"):
+        assert scored[name].to_numpy() == pytest.approx(expected[name].to_numpy(), abs=1e-6)
+    quarantine = pd.read_csv(folder / "out_quarantine.csv")
+    assert quarantine.to_dict("records") == [
+        {"path": "broken.png", "reason": "the pixel data cannot be decoded"}
+    ]
+    run = runs(finished, "predict")[0]
+    assert (run.data.metrics["images"], run.data.metrics["quarantined"]) == (6, 1)
+    for path in (finished.folder / "mlruns").rglob("*"):
+        assert not path.is_file() or b"Jane_Doe" not in path.read_bytes(), path
+    assert not any("Jane_Doe" in str(run.data) for run in runs(finished, "predict"))
+
+
+def test_a_broken_off_prediction_goes_on(finished, folder):
+    assert predict(finished, folder).returncode == 0
+    complete = (folder / "out.csv").read_bytes()
+    # What a kill leaves behind: no table, and a journal whose last line is unfinished.
+    from sgc_experiments.data.preprocess import PreprocessSettings
+    from sgc_experiments.experiments.prediction_journal import PredictionJournal
+
+    rows = pd.read_csv(folder / "out.csv").set_index("path")
+    version = finished.client.get_model_version_by_alias("sgc-phantom", "champion")
+    digest = finished.client.get_run(version.run_id).data.tags["data_digest"]
+    settings = PreprocessSettings("roi", 32)
+    boxes = pd.read_csv(folder / "boxes.csv").set_index("path")
+    identity = [version.run_id, settings.as_dict(), 0, digest]
+    (folder / "out.csv").unlink()
+    with PredictionJournal(folder / "out.csv", identity) as journal:
+        for name in list(rows.index)[:3]:
+            marked = rows.loc[name].to_dict() | {"log_odds": 99.0}
+            journal.add(name, folder / "images" / name, tuple(boxes.loc[name]), marked)
+    with (folder / "out.csv.partial").open("a") as file:
+        file.write('{"identity": "')
+    done = predict(finished, folder)
+    assert "3 of 7 images are done" in done.stderr
+    scored = pd.read_csv(folder / "out.csv")
+    assert list(scored["log_odds"][:3]) == [99.0] * 3  # taken over, not computed again
+    assert (scored["log_odds"][3:].to_numpy() == rows["log_odds"][3:].to_numpy()).all()
+    assert not (folder / "out.csv.partial").exists()
+    assert predict(finished, folder).returncode == 0
+    assert (folder / "out.csv").read_bytes() == complete
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"boxes": ""}, "give boxes=FILE.csv"),
+        ({"images": "nowhere"}, "is not a folder"),
+        ({"out": "nowhere/out.csv"}, "there is no folder"),
+        ({"out": "out.txt"}, "out must be the name of a CSV file"),
+        ({"boxes": "nowhere.csv"}, "is no file"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_in_a_sentence(finished, folder, changes, told):
+    done = predict(finished, folder, **changes)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_phantom_of_these_tests_is_the_one_that_was_trained_on(phantom, trained):
+    assert phantom.digest == trained.data.tags["data_digest"]
+    assert SMALL["phantom_patients"] == "40"
