@@ -1,4 +1,4 @@
-"""`mlflow models serve` on a real port: files, arrays, parameters, and every kind of bad request."""
+"""`mlflow models serve` on a real port: files, arrays, parameters, and bad requests."""
 
 from __future__ import annotations
 
