@@ -6,6 +6,7 @@ import mlflow
 import pandas as pd
 import pytest
 
+from sgc_experiments.data.schema import hashed
 from tests.own_images import CLASSES, write_own_images
 
 SETTINGS = {
@@ -105,3 +106,40 @@ def test_a_mistake_is_told_in_a_sentence(workspace, arguments, told):
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_registered_model_takes_the_files_themselves(compared):
+    """Of whole images and three classes, with the answers of the training run."""
+    mlflow.set_tracking_uri(compared.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/sgc-table@champion")
+    (run,) = (r for r in runs(compared, "train") if r.data.tags["model"] == "sgc")
+    predictions = artifact(compared, run, "predictions.csv")
+    predictions = predictions[predictions["subset"] == "test"].set_index("image_id")
+    names = {
+        hashed("img", "path", path.name, salt="table"): path
+        for path in (compared.folder / "images").glob("image_*")
+    }
+    chosen = predictions.index[:6]
+    files = pd.DataFrame({"image": [names[name].read_bytes() for name in chosen]})
+    answer = model.predict(files)
+    for column in (f"probability_{name}" for name in CLASSES):
+        expected = predictions.loc[chosen, column].to_numpy()
+        assert answer[column].to_numpy() == pytest.approx(expected, abs=1e-6)
+    shares = {"prevalence": [0.98, 0.01, 0.01], "map": True}
+    rare = model.predict(files, params=shares)
+    assert (rare["probability_cyst"] > answer["probability_cyst"]).all()
+    assert rare["map"].str.startswith("iVBOR").all()
+    assert rare["log_odds_carcinoma"].notna().all()
+
+
+def test_an_evaluation_on_the_own_table_repeats_training(compared):
+    table = compared.folder / "images" / "images.csv"
+    done = compared.module(
+        "evaluate", "--model_uri", "models:/sgc-table@champion", "--dataset", "table",
+        "--table", str(table), "--bootstrap", "100", "--workers", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (r for r in runs(compared, "train") if r.data.tags["model"] == "sgc")
+    (again,) = runs(compared, "evaluate")
+    for name in ("test_macro_auc", "test_macro_auc_low", "test_brier"):
+        assert again.data.metrics[name] == run.data.metrics[name]

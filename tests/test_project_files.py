@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from sgc_experiments.__main__ import ENTRY_POINTS
-from sgc_experiments.command_line import parse
 from sgc_experiments.experiments import COMMANDS, CONFIGS
 from sgc_experiments.tracking import SERVING_REQUIREMENTS
 
@@ -42,10 +41,10 @@ def test_mlproject_parameters_exist_with_the_same_defaults(name):
     entry = _yaml("MLproject")["entry_points"][name]
     module, _, rest = entry["command"].removeprefix("python -m sgc_experiments ").partition(" ")
     assert name in (module, "main")
-    config = parse(CONFIGS[module], [])
+    fields = CONFIGS[module].model_fields
     for parameter, declared in entry.get("parameters", {}).items():
         assert f"--{parameter} {{{parameter}}}" in rest
-        value = getattr(config, parameter)
+        value = fields[parameter].default
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         assert text == str(declared["default"])
 

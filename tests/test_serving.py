@@ -174,7 +174,7 @@ BAD = {
     "wrong shape": ({"inputs": np.zeros((2, 16, 16)).tolist()}, "shape (N, 32, 32)"),
     "wrong range": ({"inputs": np.full((1, 32, 32), 7).tolist()}, "values from 0"),
     "ragged": ({"inputs": [[[0.5] * 32] * 31, [[0.5] * 32] * 32]}, "Invalid input"),
-    "a word": ({"inputs": "word"}, "is not base64"),
+    "a word": ({"inputs": "two words"}, "is not base64"),
     "wrong prevalence": (
         {"inputs": np.zeros((1, 32, 32)).tolist(), "params": {"prevalence": 3}}, "prevalence is",
     ),
@@ -203,7 +203,10 @@ def test_a_bad_request_is_refused_with_a_sentence(server, case):
 def test_a_broken_file_is_refused_and_nothing_of_it_is_echoed(server, rows):
     one = record(rows[0])
     whole = base64.b64decode(one["image"])
-    for data, reason in ((whole[:-5000], "truncated"), (bytes(128) + b"DICM" + b"x", "header")):
+    for data, reason in (
+        (whole[:-5000], "truncated"),
+        (bytes(128) + b"DICM" + b"x", "transfer syntax"),
+    ):
         status, answer = ask(server, {"dataframe_records": [one | {"image": encoded(data)}]})
         assert status == 400
         assert reason in answer

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sgc_experiments.data.decode_pool import run_isolated
+from sgc_experiments.data.decode_pool import IsolatedTask, run_isolated
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 GIB = 1 << 30
@@ -134,3 +134,17 @@ def wait_for(look, *, until, seconds: float = 20.0):
             return seen
         time.sleep(0.05)
     raise AssertionError("it never happened")
+
+
+def test_a_task_that_stays_survives_every_death():
+    task = IsolatedTask(misbehave, timeout=2.0, memory=GIB)
+    for how in ("hello", "abort", "hello", "hang", "reject", "hello"):
+        answer = task(how)
+        if how in EXPECTED:
+            assert answer.reason == EXPECTED[how]
+        else:
+            assert answer == how
+    task.close()
+    assert task("again") == "again"
+    task.close()
+    assert not psutil.Process().children()
