@@ -89,11 +89,11 @@ def preprocess(
     Raises:
         RejectedFile: blank, no breast, or no lesion inside the image.
     """
-    mask = breast_mask(image)
     lesion = clip_box(lesion, image.shape) if lesion else None
     whole_box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     is_crop = settings.input == "roi" and lesion == whole_box
-    if chest_wall_on_right(mask) and not is_crop:
+    mask = np.ones(image.shape, bool) if is_crop else breast_mask(image)
+    if chest_wall_on_right(mask):
         image, mask = image[:, ::-1], mask[:, ::-1]
         lesion = mirror_box(lesion, image.shape[1]) if lesion else None
     if settings.input == "roi":
