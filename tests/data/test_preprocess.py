@@ -197,17 +197,17 @@ def test_every_stage_looks_as_it_did(name):
     assert np.abs(stages()[name].astype(int) - known).max() <= 2
 
 
-if __name__ == "__main__":
-    for name, picture in stages().items():
-        cv2.imwrite(str(PICTURES / f"{name}.png"), picture)
-
-
 def test_a_box_of_the_whole_image_says_that_it_is_a_crop_already():
     image = np.random.default_rng(0).integers(15000, 25000, (96, 96)).astype(np.uint16)
-    image[20:70, 60:90] = 50000  # brighter on the right, where a breast would be turned
+    image[20:70, 60:90] += 25000  # brighter on the right, where a breast would be turned
     settings = PreprocessSettings("roi", 32)
     pixels, box = preprocess(image, (0.0, 0.0, 1e9, 1e9), settings)
     assert list(box) == [0, 0, 32, 32]
     assert pixels[15, 25] > pixels[15, 5]
     around, _ = preprocess(image, (8.0, 8.0, 96.0, 96.0), settings)
     assert not np.array_equal(pixels, around)
+
+
+if __name__ == "__main__":
+    for name, picture in stages().items():
+        cv2.imwrite(str(PICTURES / f"{name}.png"), picture)
