@@ -18,6 +18,7 @@ ENTRY_POINTS = {
     "train": "fit one classifier, evaluate it on test and register it",
     "baseline": "fit several models on the same split and compare them",
     "tune": "search for a better SDE, noise schedule and training",
+    "fewshot_ablation": "fit models on ever fewer patients, and draw how their accuracy falls",
     "compare": "compare finished runs that were tested on the same patients",
     "evaluate": "evaluate a registered model on any dataset and subset",
     "predict": "score a folder of images with a registered model",

@@ -1,4 +1,4 @@
-"""Runs that are finished, read back: for comparisons, and to go on where a command was broken off.
+"""Earlier runs, read back: for comparisons, and to go on where a command was broken off.
 
 Only tags, metrics and tables are read, never a model.
 """
@@ -25,10 +25,11 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class PastRun:
-    """A finished run.
+    """A run of before.
 
     Attributes:
         run_id: of MLflow.
+        status: FINISHED, FAILED, KILLED, or RUNNING (perhaps only left so by a killed process).
         name: as the UI lists it.
         tags: as they were set.
         params: the resolved configuration, without its prefix.
@@ -36,6 +37,7 @@ class PastRun:
     """
 
     run_id: str
+    status: str
     name: str
     tags: dict[str, str]
     params: dict[str, str]
@@ -74,13 +76,23 @@ def finished_runs(experiment: str = "", *, tags: Mapping[str, str] | None = None
     Raises:
         UserError: there is no such experiment.
     """
-    conditions = [
-        "attributes.status = 'FINISHED'",
-        *(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items()),
+    return [
+        run
+        for run in earlier_runs(_experiment_id(experiment), tags=tags or {})
+        if run.status == "FINISHED"
     ]
+
+
+def earlier_runs(experiment_id: str | None, *, tags: Mapping[str, str]) -> list[PastRun]:
+    """The runs of an experiment, however they ended, oldest first.
+
+    Args:
+        experiment_id: of MLflow; None: the one that a new run would belong to.
+        tags: that the runs must have.
+    """
     found = mlflow.search_runs(
-        [_experiment_id(experiment)],
-        filter_string=" and ".join(conditions),
+        None if experiment_id is None else [experiment_id],
+        filter_string=" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
         order_by=["attributes.start_time ASC"],
         output_format="list",
     )
@@ -114,6 +126,7 @@ def past_run(run: Run) -> PastRun:
     prefix = "config."
     return PastRun(
         run_id=run.info.run_id,
+        status=run.info.status,
         name=run.info.run_name,
         tags=dict(run.data.tags),
         params={

@@ -13,11 +13,12 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -29,6 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ParamSchema, ParamSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from sgc_experiments.errors import UserError
 
@@ -111,6 +113,13 @@ class TrackedRun:
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Log a table as ``<name>.csv``."""
         mlflow.log_text(table.to_csv(index=False, lineterminator="\n"), f"{name}.csv")
+
+    def log_parquet(self, table: pd.DataFrame, name: str) -> None:
+        """Log a table as ``<name>.parquet``, with its types."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / f"{name}.parquet"
+            table.to_parquet(path, index=False)
+            mlflow.log_artifact(str(path))
 
     def log_page(self, html: str, name: str) -> None:
         """Log a page as ``<name>.html``."""
@@ -209,9 +218,41 @@ class TrackedRun:
         return str(version)
 
 
+class Store(NamedTuple):
+    """Where runs are kept, for a process that is to add to them.
+
+    Attributes:
+        tracking_uri: of the runs.
+        registry_uri: of the registered models.
+        experiment_id: that the runs belong to.
+    """
+
+    tracking_uri: str
+    registry_uri: str
+    experiment_id: str
+
+    @classmethod
+    def of(cls, run: TrackedRun) -> Store:
+        """The store of a run that is open."""
+        return cls(mlflow.get_tracking_uri(), mlflow.get_registry_uri(), run.experiment_id)
+
+    def enter(self) -> None:
+        """Make it this process's; the run that ``mlflow run`` opened is another process's."""
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        mlflow.set_tracking_uri(self.tracking_uri)
+        mlflow.set_registry_uri(self.registry_uri)
+        mlflow.set_experiment(experiment_id=self.experiment_id)
+
+
 @contextmanager
 def start_run(
-    name: str, tags: Mapping[str, object], *, nested: bool = False, run_id: str = ""
+    name: str,
+    tags: Mapping[str, object],
+    *,
+    nested: bool = False,
+    run_id: str = "",
+    parent: str | None = None,
+    system_metrics: bool = True,
 ) -> Iterator[TrackedRun]:
     """Open a run (or take over the one that ``mlflow run`` opened) and close it as it ends.
 
@@ -220,12 +261,15 @@ def start_run(
         tags: set at once, so that a run that fails early can be found too.
         nested: below the run that is open.
         run_id: of a run to go on with; "" makes one.
+        parent: below this run, which another process holds open.
+        system_metrics: whether to record the load of the machine.
     """
     active = mlflow.start_run(
         run_id=run_id or None,
         run_name=None if "MLFLOW_RUN_ID" in os.environ else name,
         nested=nested,
-        log_system_metrics=True,
+        parent_run_id=parent,
+        log_system_metrics=system_metrics,
     )
     run = TrackedRun(active.info.run_id, active.info.experiment_id)
     _show_as_model_training(active.info.experiment_id)
@@ -259,21 +303,34 @@ def is_there(run_id: str) -> bool:
 
 def end_lost_run(run_id: str, tags: Mapping[str, str]) -> None:
     """End the run of a process that died without ending it."""
-    if not is_there(run_id):
-        return
+    if is_there(run_id):
+        end_run(run_id, RunStatus.to_string(RunStatus.KILLED), tags)
+
+
+def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
+    """End a run whose own process could not.
+
+    Args:
+        run_id: the run.
+        status: FAILED or KILLED.
+        tags: that say why.
+    """
     client = MlflowClient()
     for name, value in tags.items():
-        client.set_tag(run_id, name, value)
-    client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
+        client.set_tag(run_id, name, str(value))
+    client.set_terminated(run_id, status)
+
+
+def move_run(run_id: str, parent: str) -> None:
+    """Nest a run below another one."""
+    MlflowClient().set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent)
 
 
 def fail_inherited_run(reason: str) -> None:
     """End the run that ``mlflow run`` opened as FAILED, if it has not got that far itself."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
-        client = MlflowClient()
-        client.set_tag(run_id, "failure_reason", reason)
-        client.set_terminated(run_id, "FAILED")
+        end_run(run_id, "FAILED", {"failure_reason": reason})
 
 
 def _reason(error: BaseException) -> str:

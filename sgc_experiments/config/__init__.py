@@ -6,6 +6,7 @@ under the prefix ``config.``.
 
 from sgc_experiments.config.compare import CompareConfig
 from sgc_experiments.config.data import DataConfig, PhantomConfig, PrepareConfig, YardsticksConfig
+from sgc_experiments.config.fewshot import FewshotConfig
 from sgc_experiments.config.fit import (
     BaselineConfig,
     FitConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "CompareConfig",
     "DataConfig",
     "EvaluateConfig",
+    "FewshotConfig",
     "FitConfig",
     "PhantomConfig",
     "PredictConfig",

@@ -71,8 +71,15 @@ class DataConfig(Config):
     n_patients: Annotated[int, Field(ge=4)] | Literal["all"] = Field(
         "all", description="how many training and validation patients to use, or all"
     )
+    training_prevalence: Annotated[float, Field(gt=0, lt=1)] | Auto = Field(
+        AUTO,
+        description="the share of malignant patients among those used (auto: as it is)",
+    )
     workers: int = Field(0, ge=0, le=256, description="processes that read images (0: all cores)")
     split_seed: int = Field(0, ge=0, lt=2**31, description="the seed of the split by patients")
+    subset_seed: int = Field(
+        0, ge=0, lt=2**31, description="the seed that decides who is among n_patients"
+    )
     seed: int = Field(
         0, ge=0, lt=2**31, description="the seed of all else: weights, batches, noise"
     )

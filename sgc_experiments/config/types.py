@@ -15,7 +15,7 @@ Auto = Literal["auto"]
 Dataset = Literal["phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table"]
 
 
-def _split_commas(value: object) -> object:
+def split_commas(value: object) -> object:
     """``"32,64"`` is how a list arrives from a command line."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -23,6 +23,6 @@ def _split_commas(value: object) -> object:
 
 
 Channels = Annotated[
-    tuple[Annotated[int, Field(ge=4, le=2048)], ...], NoDecode, BeforeValidator(_split_commas)
+    tuple[Annotated[int, Field(ge=4, le=2048)], ...], NoDecode, BeforeValidator(split_commas)
 ]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]

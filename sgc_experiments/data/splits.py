@@ -132,13 +132,15 @@ def make_folds(
     return splits
 
 
-def low_data_subset(split: Split, *, n_patients: int, seed: int) -> Split:
+def low_data_subset(
+    split: Split, *, n_patients: int | None, seed: int, prevalence: float | None = None
+) -> Split:
     """Keep a given number of training and validation patients; the test set stays as it is.
 
     Subsets of one seed are nested: the 25 patients are among the 50. Training and validation
-    shrink in the same proportion and keep their class mix, with at least one patient of each class
-    in both, because a validation set of full size would be labelled data that a study of scarce
-    data claims not to have.
+    shrink in the same proportion and have the same class mix, with at least one patient of each
+    class in both, because a validation set of full size would be labelled data that a study of
+    scarce data claims not to have.
 
     Patients are queued by the divisor method of Sainte-Laguë over the groups (training or
     validation, of each class), whose allocation is as proportional as whole patients allow
@@ -146,31 +148,57 @@ def low_data_subset(split: Split, *, n_patients: int, seed: int) -> Split:
 
     Args:
         split: the full split.
-        n_patients: how many patients training and validation have together.
+        n_patients: how many patients training and validation have together; None: as many as the
+            prevalence allows.
         seed: decides who stays.
+        prevalence: the share of malignant patients among those who stay, between 0 and 1; None:
+            as it is.
 
     Raises:
-        UserError: more patients than there are, or too few for every class in both subsets.
+        UserError: more patients than there are (of a class), too few for every class in both
+            subsets, or a prevalence of more than two classes.
     """
     people = split.manifest.groupby("patient").agg(
         label=("label", "max"), subset=("subset", "first")
     )
     people = people[people["subset"] != "test"].sort_index()
-    groups = [group for _, group in people.groupby(["subset", "label"])]
+    groups = dict(list(people.groupby(["subset", "label"])))
     fewest = 2 * len(split.classes)
-    if len(groups) < fewest or not fewest <= n_patients <= len(people):
+    wanted = len(people) if n_patients is None else n_patients
+    if len(groups) < fewest or not fewest <= wanted <= len(people):
         raise UserError(
-            f"A low-data subset of {n_patients} patients is not possible: it needs at least"
+            f"A low-data subset of {wanted} patients is not possible: it needs at least"
             f" {_one_of_each(split.classes)} for training and for validation, and there are"
             f" {_counts(people['subset'], people['label'], split.classes)}."
         )
+    if prevalence is not None and len(split.classes) > 2:
+        raise UserError(
+            f"A prevalence is a share of one of two classes, but there are {len(split.classes)};"
+            " leave it out."
+        )
     queue = []
-    for number, group in enumerate(groups):
+    exhausted = math.inf
+    for number, ((subset, label), group) in enumerate(groups.items()):
+        weight = float(len(group))
+        if prevalence is not None:
+            share = prevalence if label else 1 - prevalence
+            weight = share * (people["subset"] == subset).sum()
         shuffled = np.random.default_rng([seed, number]).permutation(group.index.to_numpy(object))
         for rank, patient in enumerate(shuffled):
-            turn = (2 * rank + 1) / len(group) if rank else 0.0  # one of each group comes first
+            turn = (2 * rank + 1) / weight if rank else 0.0  # one of each group comes first
             queue.append((turn, number, patient))
-    kept = {patient for _, _, patient in sorted(queue)[:n_patients]}
+        if prevalence is not None:
+            exhausted = min(exhausted, (2 * len(group) + 1) / weight)
+    queue.sort()
+    most = sum(turn < exhausted for turn, _, _ in queue)
+    if n_patients is not None and n_patients > most:
+        raise UserError(
+            f"A low-data subset of {n_patients} patients of whom {prevalence:g} are malignant is"
+            f" not possible: it has at most {most} patients, as there are"
+            f" {_counts(people['subset'], people['label'], split.classes)}; ask for fewer, or for"
+            " all."
+        )
+    kept = {patient for _, _, patient in queue[: n_patients or most]}
     manifest = split.manifest
     stays = (manifest["subset"] == "test") | manifest["patient"].isin(kept)
     return Split(manifest[stays].reset_index(drop=True), split.classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -82,14 +82,36 @@ def render(
         ),
         "Cost": ("As measured on the machine of each run.", costs),
     }
+    return html_page("Comparison of models", about, [], tables, drawn)
+
+
+def html_page(
+    title: str,
+    about: str,
+    findings: Sequence[str],
+    tables: Mapping[str, tuple[str, pd.DataFrame]],
+    drawn: Mapping[str, Figure],
+) -> str:
+    """One page that holds text, tables and figures.
+
+    Args:
+        title: of the page.
+        about: one sentence on whom the models were tested on.
+        findings: sentences, listed first.
+        tables: a note and a table by heading.
+        drawn: figures by name.
+    """
     parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison of models</title>',
-        f"<style>{_STYLE}</style><h1>Comparison of models</h1>",
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        f"<style>{_STYLE}</style><h1>{title}</h1>",
         f"<p>{html.escape(about)} For research, not for diagnosis.</p>",
     ]
-    for title, (note, table) in tables.items():
+    if findings:
+        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in findings)
+        parts.append(f"<h2>What the data show</h2><ul>{items}</ul>")
+    for heading, (note, table) in tables.items():
         body = table.to_html(index=False, border=0, float_format="{:.4g}".format, na_rep="")
-        parts.append(f"<h2>{title}</h2><p>{note}</p><div>{body}</div>")
+        parts.append(f"<h2>{html.escape(heading)}</h2><p>{note}</p><div>{body}</div>")
     for name, figure in drawn.items():
         text = html.escape(name.replace("_", " "))
         parts.append(f'<figure><img alt="{text}" src="{_data_uri(figure)}"></figure>')

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sgc_experiments.config import DataConfig, FitConfig
+from sgc_experiments.config import AUTO, DataConfig, FitConfig
 from sgc_experiments.data import ImageDataset, load_dataset
 from sgc_experiments.data.splits import Split, low_data_subset, make_folds, make_split
 from sgc_experiments.experiments.leakage import check_subsets
@@ -122,9 +122,15 @@ def split_folds(config: FitConfig, dataset: ImageDataset) -> dict[str, Split]:
 
 
 def _as_many_as_wanted(config: DataConfig, split: Split) -> Split:
-    if config.n_patients == "all":
+    everyone, as_it_is = config.n_patients == "all", config.training_prevalence == AUTO
+    if everyone and as_it_is:
         return split
-    return low_data_subset(split, n_patients=config.n_patients, seed=config.split_seed)
+    return low_data_subset(
+        split,
+        n_patients=None if everyone else config.n_patients,
+        seed=config.subset_seed,
+        prevalence=None if as_it_is else config.training_prevalence,
+    )
 
 
 def log_data(run: TrackedRun, data: Data, subsets: Sequence[str] = SUBSETS) -> None:

@@ -229,17 +229,25 @@ def evaluate(
         prior: the share of each class in training, (C,).
         classes: names of the labels.
     """
-    validation, test = predictions
+    report = measure(run, config, predictions, prior=prior)
     resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
-    options = resamples | {"class_prior": prior}
+    for name, figure in result_figures(config.model, *predictions, classes, **resamples).items():
+        run.log_figure(figure, name)
+    return report
+
+
+def measure(
+    run: TrackedRun, config: TrainConfig, predictions: Predictions, *, prior: np.ndarray
+) -> Report:
+    """Evaluate the test predictions, and log the table and the metrics; arguments as `evaluate`."""
+    validation, test = predictions
+    options = {"n_bootstrap": config.bootstrap, "seed": config.seed, "class_prior": prior}
     table = evaluation_report(validation, test, **options)
     run.log_table(table, "test_metrics")
     metrics = headline(table, "test")
     of_validation = evaluation_report(validation, validation, **options)
     metrics |= headline(of_validation[of_validation["level"] == "image"], "val")
     run.log_metrics(metrics)
-    for name, figure in result_figures(config.model, *predictions, classes, **resamples).items():
-        run.log_figure(figure, name)
     return Report(table, metrics)
 
 
@@ -268,27 +276,7 @@ def publish(
     report: Report,
 ) -> None:
     """Log the model, describe the run, and register the model."""
-    facts = {
-        "model": config.model,
-        "dataset": config.dataset,
-        "data": config.model_dump(mode="json", include=_DATA_PARAMETERS),
-        "image_size": config.image_size,
-        "preprocessing": data.dataset.preprocessing,
-        "split_digest": data.split.digest,
-        "data_digest": data.dataset.digest,
-    }
-    examples = data.image_set("test").images[:EXAMPLES]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "classifier"
-        classifier.save(folder)
-        (folder / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        uri = run.log_classifier(
-            folder,
-            example=(examples / 65535).astype(np.float32),
-            answer=answer(classifier, examples),
-            prior=dict(zip(classifier.classes, classifier.prior.tolist(), strict=True)),
-            metadata=facts,
-        )
+    uri = log_model(run, config, data, classifier)
     card = model_card(config, data, report.table)
     run.describe(card)
     logger.info("%s", "\n".join(metric_table(report.of_images())))
@@ -304,3 +292,28 @@ def publish(
         name = f"{config.model.replace('.', '_')}-{config.dataset}"
         version = run.register(uri, name, tags=tags, description=card)
         logger.info("registered %s, version %s", name, version)
+
+
+def log_model(run: TrackedRun, config: TrainConfig, data: Data, classifier: Classifier) -> str:
+    """Log the fitted model; its URI."""
+    facts = {
+        "model": config.model,
+        "dataset": config.dataset,
+        "data": config.model_dump(mode="json", include=_DATA_PARAMETERS),
+        "image_size": config.image_size,
+        "preprocessing": data.dataset.preprocessing,
+        "split_digest": data.split.digest,
+        "data_digest": data.dataset.digest,
+    }
+    examples = data.image_set("test").images[:EXAMPLES]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "classifier"
+        classifier.save(folder)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        return run.log_classifier(
+            folder,
+            example=(examples / 65535).astype(np.float32),
+            answer=answer(classifier, examples),
+            prior=dict(zip(classifier.classes, classifier.prior.tolist(), strict=True)),
+            metadata=facts,
+        )

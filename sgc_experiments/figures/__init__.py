@@ -1,8 +1,9 @@
 """Every figure that the experiments show: pure functions from tables and arrays to a `Figure`.
 
 Accuracy (`roc`, `precision_recall`, `reliability`, `confusion`, `log_odds_histogram`), images
-(`sample_sheet`, `explanation_sheet`), studies (`training_curves`, `learning_curves`, `forest`,
-`cost`), preparation (`preparation_stages`, `counts`). `save_png` writes one to a file.
+(`sample_sheet`, `explanation_sheet`), studies (`training_curves`, `learning_curves`,
+`label_efficiency`, `forest`, `cost`), preparation (`preparation_stages`, `counts`). `save_png`
+writes one to a file.
 """
 
 from sgc_experiments.figures.accuracy import (
@@ -14,7 +15,13 @@ from sgc_experiments.figures.accuracy import (
 )
 from sgc_experiments.figures.images import Explanation, explanation_sheet, sample_sheet
 from sgc_experiments.figures.preparation import counts, preparation_stages
-from sgc_experiments.figures.studies import cost, forest, learning_curves, training_curves
+from sgc_experiments.figures.studies import (
+    cost,
+    forest,
+    label_efficiency,
+    learning_curves,
+    training_curves,
+)
 from sgc_experiments.figures.style import save_png
 from sgc_experiments.figures.tuning import (
     tuning_history,
@@ -31,6 +38,7 @@ __all__ = [
     "counts",
     "explanation_sheet",
     "forest",
+    "label_efficiency",
     "learning_curves",
     "log_odds_histogram",
     "precision_recall",

@@ -143,6 +143,59 @@ def _log_axis(axes: Axes, sizes: Sequence[float]) -> None:
 
 
 @styled
+def label_efficiency(table: pd.DataFrame) -> Figure:
+    """How many times the reference's patients each model needs, by the reference's patients.
+
+    Args:
+        table: `model`, `reference`, `size`, `factor`, `low`, `high`, `bound`, as
+            `LearningCurves.label_efficiency` gives. An open marker with an arrow is a bound: the
+            model is not there at its greatest size (up), or is at its smallest (down).
+
+    Raises:
+        UserError: no row.
+    """
+    if table.empty:
+        raise UserError("There is no label efficiency to draw.")
+    figure, axes = canvas(6.6, 4.4)
+    models = list(dict.fromkeys(table["model"]))
+    sizes = sorted(set(table["size"]))
+    highest = 1.6 * max(table["factor"].max(), table["high"][np.isfinite(table["high"])].max())
+    for k, (look, model) in enumerate(zip(looks(), models, strict=False)):
+        rows = table[table["model"] == model].sort_values("size")
+        at = rows["size"] * 1.06 ** (k - (len(models) - 1) / 2)  # side by side
+        axes.vlines(at, rows["low"], np.minimum(rows["high"], highest), color=look.color)
+        for x, row in zip(at, rows.itertuples(), strict=True):
+            axes.plot(
+                x, row.factor, color=look.color, marker=look.marker, linestyle="none",
+                markersize=7, markerfacecolor="white" if row.bound else look.color,
+            )  # fmt: skip
+            if row.bound:
+                arrow = "↑" if row.bound == "at least" else "↓"
+                axes.annotate(
+                    arrow, (x, row.factor), xytext=(6, -4), textcoords="offset points",
+                    color=look.color,
+                )  # fmt: skip
+        axes.plot([], [], color=look.color, marker=look.marker, label=model)
+    axes.axhline(1, color=GREY, linewidth=1, linestyle=":", label="as many")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(top=highest)
+    _log_axis(axes, sizes)
+    reference = table["reference"].iloc[0]
+    axes.set(
+        xlabel=f"Patients of {reference}",
+        ylabel=f"Patients needed, as a multiple\nof those of {reference} (95 % interval)",
+    )
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", frameon=False,
+        ncols=min(4, len(models) + 1),
+    )  # fmt: skip
+    return figure
+
+
+@styled
 def forest(differences: pd.DataFrame) -> Figure:
     """Paired differences to a reference with intervals, the numbers beside them.
 

@@ -1,0 +1,164 @@
+"""Parameters of the low-data ablation: which models, on how many patients, how often."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
+
+from sgc_experiments.config.fit import FitConfig, TrainConfig
+from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, Names, split_commas
+
+Size = Annotated[int, Field(ge=4)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
+Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(split_commas)]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], NoDecode, BeforeValidator(split_commas)
+]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...], NoDecode, BeforeValidator(split_commas)
+]
+
+PRETRAINED = "_pretrained"
+# A variant differs from a model of `train` by some of its parameters.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sgc_hybrid": {"model": GENERATIVE_MODEL, "hybrid_weight": 0.01},
+}
+# What every model starts from unless its variant says otherwise.
+_PLAIN = {"hybrid_weight": 0.0, "pretrained": False, "weights": None}
+# The axes of the grid take their place.
+_TAKEN_BY_AN_AXIS = {
+    "n_patients": "sizes",
+    "subset_seed": "seeds",
+    "training_prevalence": "prevalence",
+    "folds": "seeds",
+    "repeats": "seeds",
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"budget": "steps:400"},
+    "quick": {
+        "phantom_patients": 120,
+        "sizes": (0.25, "all"),
+        "seeds": (0, 1),
+        "budget": "steps:100",
+        "validate_every": 50,
+        "bootstrap": 500,
+    },
+}
+_OF_THE_PHANTOM = {"image_size": 32}
+
+
+class FewshotConfig(FitConfig):
+    """Fit models on ever fewer patients: how little data is enough, and for which of them?"""
+
+    entry_point: ClassVar[str] = "fewshot_ablation"
+
+    preset: Literal["default", "quick"] = Field(
+        "default", description="a set of defaults (quick: a small grid, for a look)"
+    )
+    models: Names = Field(
+        ("sgc", "sgc_hybrid", "resnet18", "efficientnet_b0"),
+        min_length=1,
+        description="the models, separated by commas, as for train, and variants of them: "
+        + ", ".join(VARIANTS)
+        + f", <timm model>{PRETRAINED}",
+    )
+    reference: str = Field(
+        "", description="the model that the others are compared with (none: the first)"
+    )
+    sizes: Sizes = Field(
+        (0.1, 0.2, 0.4, "all"),
+        min_length=1,
+        description="training sizes: numbers of patients (training and validation together), "
+        "fractions of all of them, or all",
+    )
+    seeds: Seeds = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="seeds; each draws patients, weights, batches and noise anew",
+    )
+    prevalence: Shares = Field(
+        (),
+        description="shares of malignant patients to train on, such as 0.05,0.2,0.5 (none: as it "
+        "is); each is a grid of its own",
+    )
+    targets: Shares = Field(
+        (0.7, 0.8, 0.9),
+        description="values of AUC and average precision whose smallest training size is sought",
+    )
+    retry_failed: bool = Field(
+        False, description="fit again what failed when the same command ran before"
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="processes that fit cells, and read images before (0: one per core, with a "
+        "GPU: one)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        """What is given wins over the preset, and the preset over the defaults."""
+        preset = PRESETS.get(str(values.get("preset", "default")), {})
+        phantom = values.get("dataset", "phantom") == "phantom"
+        return preset | (_OF_THE_PHANTOM if phantom else {}) | values
+
+    @model_validator(mode="after")
+    def _grid_is_sound(self) -> FewshotConfig:
+        for name, axis in _TAKEN_BY_AN_AXIS.items():
+            if getattr(self, name) != FitConfig.model_fields[name].default:
+                raise ValueError(f"{name} belongs to train; here {axis} says it for every cell")
+        for name in ("models", "sizes", "seeds", "prevalence"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}={','.join(map(str, values))} names something twice")
+        if self.reference and self.reference not in self.models:
+            raise ValueError(
+                f"reference={self.reference} is none of models={','.join(self.models)}"
+            )
+        pretrained = [model for model in self.models if model.endswith(PRETRAINED)]
+        if (self.pretrained or self.weights) and not pretrained:
+            raise ValueError(
+                f"pretrained weights are for a model of the grid: add resnet18{PRETRAINED} to "
+                "models"
+            )
+        if self.weights and len(pretrained) > 1:
+            raise ValueError(
+                f"weights={self.weights} holds the weights of one model, but models names "
+                f"{', '.join(pretrained)}"
+            )
+        return self
+
+    def of(
+        self, model: str, *, n_patients: int | Literal["all"], seed: int, prevalence: float | None
+    ) -> TrainConfig:
+        """What `train` is told to fit one cell.
+
+        Args:
+            model: one of `models`.
+            n_patients: training and validation patients.
+            seed: of the subset, the weights, the batches and the noise.
+            prevalence: share of malignant patients; None: as it is.
+        """
+        own = set(FewshotConfig.model_fields) - set(FitConfig.model_fields)
+        shared = self.model_dump(exclude=own)
+        cell = {
+            "n_patients": n_patients,
+            "subset_seed": seed,
+            "seed": seed,
+            "training_prevalence": AUTO if prevalence is None else prevalence,
+            # The study shares out the machine, and registers every cell in one place.
+            "workers": 1,
+            "register_model": False,
+        }
+        return TrainConfig(**shared | _PLAIN | self._variant(model) | cell)
+
+    def _variant(self, model: str) -> dict[str, Any]:
+        if model in VARIANTS:
+            return VARIANTS[model]
+        if model.endswith(PRETRAINED):
+            name = model.removesuffix(PRETRAINED)
+            return {"model": name, "pretrained": self.weights is None, "weights": self.weights}
+        return {"model": model}

@@ -1,0 +1,195 @@
+"""One cell of the low-data ablation: one model, one training size, one seed, in one nested run.
+
+A cell runs in a process of its own. It is known by its key: a digest of everything that decides on
+its numbers. A finished cell is never fitted again, whichever study it belongs to; one that was
+broken off goes on in its run, from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass
+
+from sgc_experiments.config import DataConfig, TrainConfig
+from sgc_experiments.data import ImageDataset
+from sgc_experiments.errors import UserError
+from sgc_experiments.experiments.datasets import Data, load_images, log_data, split_images
+from sgc_experiments.experiments.fitting import fit, log_model, measure, predict
+from sgc_experiments.experiments.models import build_classifier
+from sgc_experiments.file_lock import locked
+from sgc_experiments.past_runs import PastRun, earlier_runs
+from sgc_experiments.tracking import Store, TrackedRun, end_run, start_run
+
+UNFINISHED = ("RUNNING", "SCHEDULED", "KILLED")
+_BESIDE_THE_NUMBERS = {"data_dir", "table", "cache_dir", "config", "workers", "register_model"}
+
+_OF_THE_SPLIT = {
+    "n_patients",
+    "training_prevalence",
+    "validation_fraction",
+    "test_fraction",
+    "split_seed",
+    "subset_seed",
+    "seed",
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be fitted.
+
+    Attributes:
+        model: as the tables call it; a variant has a name of its own.
+        n_patients: training and validation patients.
+        fraction: of all that the split has for both.
+        seed: of the subset, the weights, the batches and the noise.
+        prevalence: share of malignant patients that is asked for; None: as it is.
+        config: the resolved configuration, with which ``train`` fits the same.
+        key: a digest of all that decides on the numbers.
+    """
+
+    model: str
+    n_patients: int
+    fraction: float
+    seed: int
+    prevalence: float | None
+    config: TrainConfig
+    key: str
+
+    @property
+    def name(self) -> str:
+        """How its run is listed."""
+        skew = "" if self.prevalence is None else f"-p{self.prevalence:g}"
+        return f"{self.model}-{self.config.dataset}-n{self.n_patients}{skew}-seed{self.seed}"
+
+    def tags(self) -> dict[str, object]:
+        """By which its run is found and read."""
+        return {
+            "entry_point": "cell",
+            "model": self.model,
+            "dataset": self.config.dataset,
+            "n_patients": self.n_patients,
+            "fraction": f"{self.fraction:.4g}",
+            "seed": self.seed,
+            "prevalence": "natural" if self.prevalence is None else f"{self.prevalence:g}",
+            "cell_key": self.key,
+        }
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """A cell, and where its run belongs.
+
+    Attributes:
+        cell: what to fit.
+        store: of the runs.
+        parent: the study's run.
+        commit: of the code.
+    """
+
+    cell: Cell
+    store: Store
+    parent: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What came of a cell.
+
+    Attributes:
+        run_id: its run; "" if there is none.
+        seconds: of wall time.
+        failure: why there is no result, or "".
+    """
+
+    run_id: str
+    seconds: float
+    failure: str = ""
+
+
+def cell_key(model: str, config: TrainConfig, data_digest: str) -> str:
+    """A digest of everything that decides on a cell's numbers."""
+    relevant = config.model_dump(mode="json", exclude=_BESIDE_THE_NUMBERS)
+    text = json.dumps([model, relevant, data_digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def run_cell(job: CellJob) -> CellResult:
+    """Fit and evaluate a cell in its run; what goes wrong is its result."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    started = time.monotonic()
+    run_id = ""
+    try:
+        job.store.enter()
+        lock = job.cell.config.cache_dir / "locks" / f"{job.cell.key}.lock"
+        with locked(lock):
+            past = runs_of_cell(job)
+            done = [run for run in past if run.status == "FINISHED"]
+            broken_off = [run for run in past if run.status in UNFINISHED]
+            if done:
+                return CellResult(done[0].run_id, time.monotonic() - started)
+            resumed = broken_off[-1].run_id if broken_off else ""
+            with start_run(
+                job.cell.name,
+                job.cell.tags() | {"commit": job.commit},
+                run_id=resumed,
+                parent=job.parent,
+                system_metrics=False,
+            ) as run:
+                run_id = run.run_id
+                run.log_config(job.cell.config.model_dump())
+                _fit(run, job.cell)
+    except UserError as error:
+        return CellResult(run_id, time.monotonic() - started, str(error))
+    except Exception as error:
+        # A defect, or a machine that gave out, in one cell is no reason to lose the others. The
+        # text of a foreign exception may quote data and stays in this process's log.
+        logger.exception("%s failed", job.cell.name)
+        return CellResult(run_id, time.monotonic() - started, f"internal {type(error).__name__}")
+    return CellResult(run_id, time.monotonic() - started)
+
+
+def runs_of_cell(job: CellJob) -> list[PastRun]:
+    """The cell's runs with this version of the code, however they ended, oldest first."""
+    return earlier_runs(
+        job.store.experiment_id, tags={"cell_key": job.cell.key, "commit": job.commit}
+    )
+
+
+def fail_dead_cell(job: CellJob, cause: str) -> CellResult:
+    """End the run of a cell whose process died."""
+    reason = f"the cell's process died ({cause}); there may not have been enough memory"
+    open_runs = [run.run_id for run in runs_of_cell(job) if run.status in UNFINISHED]
+    for run_id in open_runs:
+        end_run(run_id, "FAILED", {"failure_reason": reason})
+    return CellResult(open_runs[-1] if open_runs else "", float("nan"), reason)
+
+
+def _fit(run: TrackedRun, cell: Cell) -> None:
+    """The steps of ``train``, less the figures, which the logged predictions can be drawn from."""
+    dataset = _images(cell.config)
+    data = Data(dataset, split_images(cell.config, dataset))
+    log_data(run, data)
+    classifier = build_classifier(cell.config, dataset.classes)
+    fit(run, cell.config, data, classifier)
+    predictions = predict(run, data, classifier)
+    measure(run, cell.config, predictions, prior=data.prevalence("train"))
+    run.set_tags({"model_uri": log_model(run, cell.config, data, classifier)})
+
+
+def _images(config: TrainConfig) -> ImageDataset:
+    names = set(DataConfig.model_fields) - _OF_THE_SPLIT
+    return _load_once(DataConfig(**config.model_dump(include=names)))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(config: DataConfig) -> ImageDataset:
+    """The images, read once for all cells of a process."""
+    return load_images(config)

@@ -1,0 +1,319 @@
+"""What a low-data ablation shows: tables, figures, one page, and the registry.
+
+Everything is computed from the predictions that the cells stored. All models, sizes and seeds share
+the resamples of the test patients, so differences between them are paired.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sgc_experiments import figures
+from sgc_experiments.config import FewshotConfig
+from sgc_experiments.experiments import ablation_findings
+from sgc_experiments.experiments.ablation_grid import Failed, Finished
+from sgc_experiments.experiments.comparison_page import html_page, interval_text
+from sgc_experiments.experiments.leakage import check_predictions_match
+from sgc_experiments.learning_curves import Cell, LearningCurves, learning_curves
+from sgc_experiments.low_data_registry import (
+    NATURAL,
+    CellVersion,
+    alias_of,
+    low_data_name,
+    publish_cells,
+)
+from sgc_experiments.tracking import TrackedRun
+
+METRICS = {"auc": "AUC", "average_precision": "average precision"}
+_NOTES = {
+    "curves": "Mean over seeds with its 95 % interval, from a bootstrap over seeds and test "
+    "patients. size: patients in training and validation together.",
+    "differences": "Model less reference at the same size; every resample of seeds and patients is "
+    "applied to both. p: two-sided, corrected by Holm over all rows of one metric.",
+    "label_efficiency": "How many times the reference's patients a model needs for the reference's "
+    "result at that size, by interpolation in log size. at least: it does not get there within the "
+    "sizes tried; at most: it is there at the smallest.",
+    "smallest_sizes": "Patients at which a model first reaches the target, by interpolation in log "
+    "size; inf: not within the sizes tried.",
+    "skew": "The same models at one size, by the share of malignant patients among those trained "
+    "on; the test patients are the same.",
+    "skew_differences": "Model less reference at the same share of malignant patients.",
+    "cells": "Every cell of the grid: its run, or why it has no result.",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class Curves(NamedTuple):
+    """The learning curves of one prevalence, by metric."""
+
+    prevalence: str
+    by_metric: dict[str, LearningCurves]
+
+
+def publish(
+    run: TrackedRun, config: FewshotConfig, finished: Sequence[Finished], failed: Sequence[Failed]
+) -> None:
+    """Log tables, figures and the page to the study's run, and register the cells.
+
+    Args:
+        run: the study's.
+        config: of the study, resolved.
+        finished: cells with a result; at least one.
+        failed: the others.
+    """
+    reference = config.reference or config.models[0]
+    options = {"n_bootstrap": config.bootstrap, "seed": config.seed}
+    tests = {one.cell.key: _test_predictions(one) for one in finished}
+    curves = _curves(config, finished, tests, **options)
+    tables = _tables(curves, reference, config.targets)
+    skew = _skew(config, finished, tests, **options)
+    if skew:
+        size, by_metric = skew
+        tables["skew"] = (
+            pd.concat([c.table() for c in by_metric.values()])
+            .rename(columns={"size": "prevalence"})
+            .assign(size=size)
+        )
+        tables["skew_differences"] = _differences(by_metric, reference).rename(
+            columns={"size": "prevalence"}
+        )
+    tables["cells"] = _cell_table(finished, failed)
+    drawn = _figures(curves, skew, tables, max(config.targets, default=None))
+    findings = ablation_findings.sentences(curves, tables, reference, failed)
+    for name, table in tables.items():
+        run.log_table(table, name)
+        run.log_parquet(table, name)
+    for name, figure in drawn.items():
+        run.log_figure(figure, name)
+    about = f"{len(finished)} cells: models × training sizes × seeds on {config.dataset}."
+    page = html_page(
+        "Low-data ablation",
+        about,
+        findings,
+        {name.replace("_", " "): (_NOTES[name], table) for name, table in tables.items()},
+        drawn,
+    )
+    run.log_page(page, "fewshot_ablation")
+    text = "\n".join(
+        [f"**{about}** For research, not for diagnosis.", ""] + [f"- {f}" for f in findings]
+    )
+    run.describe(text)
+    logger.info("%s", text)
+    if config.register_model:
+        _register(run, config, finished, curves)
+
+
+def _test_predictions(one: Finished) -> pd.DataFrame:
+    predictions = one.run.table("predictions")
+    digest = one.run.tags["split_digest"]
+    check_predictions_match(predictions, one.run.table("split"), digest, one.cell.name)
+    return predictions[predictions["subset"] == "test"].drop(columns="subset")
+
+
+def _label(prevalence: float | None) -> str:
+    return NATURAL if prevalence is None else f"{prevalence:g}"
+
+
+def _curves(
+    config: FewshotConfig,
+    finished: Sequence[Finished],
+    tests: dict[str, pd.DataFrame],
+    **options: int,
+) -> list[Curves]:
+    found = []
+    for prevalence in config.prevalence or (None,):
+        cells = [
+            Cell(one.cell.model, one.cell.n_patients, one.cell.seed, tests[one.cell.key])
+            for one in finished
+            if one.cell.prevalence == prevalence
+        ]
+        if cells:
+            by_metric = {m: learning_curves(cells, metric=m, **options) for m in METRICS}
+            found.append(Curves(_label(prevalence), by_metric))
+    return found
+
+
+def _skew(
+    config: FewshotConfig,
+    finished: Sequence[Finished],
+    tests: dict[str, pd.DataFrame],
+    **options: int,
+) -> tuple[int, dict[str, LearningCurves]] | None:
+    """Curves over the prevalence at the largest size that every prevalence has, with that size."""
+    if len(config.prevalence) < 2:
+        return None
+    sizes = [
+        {one.cell.n_patients for one in finished if one.cell.prevalence == prevalence}
+        for prevalence in config.prevalence
+    ]
+    common = set.intersection(*sizes)
+    if not common:
+        return None
+    size = max(common)
+    cells = [
+        Cell(one.cell.model, one.cell.prevalence, one.cell.seed, tests[one.cell.key])
+        for one in finished
+        if one.cell.n_patients == size
+    ]
+    return size, {m: learning_curves(cells, metric=m, **options) for m in METRICS}
+
+
+def _differences(by_metric: dict[str, LearningCurves], reference: str) -> pd.DataFrame:
+    parts = [
+        curves.differences(reference) for curves in by_metric.values() if reference in curves.models
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tables(
+    curves: Sequence[Curves], reference: str, targets: Sequence[float]
+) -> dict[str, pd.DataFrame]:
+    parts: dict[str, list[pd.DataFrame]] = {
+        name: [] for name in ("curves", "differences", "label_efficiency", "smallest_sizes")
+    }
+    for prevalence, by_metric in curves:
+        for metric, found in by_metric.items():
+            own = {
+                "curves": found.table(),
+                "smallest_sizes": pd.concat([found.smallest_size(t) for t in targets])
+                if targets
+                else pd.DataFrame(),
+            }
+            if reference in found.models:
+                own["differences"] = found.differences(reference)
+                own["label_efficiency"] = found.label_efficiency(reference)
+            for name, table in own.items():
+                parts[name].append(table.assign(metric=metric, prevalence=prevalence))
+    tables = {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+    return {
+        name: table[["prevalence", "metric", *table.columns.drop(["prevalence", "metric"])]]
+        for name, table in tables.items()
+        if len(table)
+    }
+
+
+def _cell_table(finished: Sequence[Finished], failed: Sequence[Failed]) -> pd.DataFrame:
+    rows = []
+    for one in (*finished, *failed):
+        cell = one.cell
+        row = {
+            "model": cell.model,
+            "size": cell.n_patients,
+            "fraction": cell.fraction,
+            "seed": cell.seed,
+            "prevalence": _label(cell.prevalence),
+        }
+        if isinstance(one, Finished):
+            row |= {
+                "status": "finished",
+                "test_auc": one.run.metrics.get("test_auc"),
+                "val_auc": one.run.metrics.get("val_auc"),
+                "training_seconds": one.run.metrics.get("training_seconds"),
+                "run_id": one.run.run_id,
+                "reason": "",
+            }
+        else:
+            row |= {"status": "failed", "run_id": one.run_id, "reason": one.reason}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.sort_values(["prevalence", "model", "size", "seed"], ignore_index=True)
+
+
+def _figures(
+    curves: Sequence[Curves],
+    skew: tuple[int, dict[str, LearningCurves]] | None,
+    tables: dict[str, pd.DataFrame],
+    target: float | None,
+) -> dict[str, Figure]:
+    drawn = {}
+    for prevalence, by_metric in curves:
+        end = "" if prevalence == NATURAL else f"_prevalence_{prevalence}"
+        for metric, found in by_metric.items():
+            drawn[f"{metric}_by_size{end}"] = figures.learning_curves(found.table())
+        if "differences" in tables:
+            rows = tables["differences"]
+            rows = rows[rows["prevalence"] == prevalence]
+            if len(rows):
+                drawn[f"differences{end}"] = figures.forest(rows)
+        if "label_efficiency" in tables:
+            rows = tables["label_efficiency"]
+            rows = rows[(rows["prevalence"] == prevalence) & (rows["metric"] == "auc")]
+            if len(rows):
+                drawn[f"label_efficiency{end}"] = figures.label_efficiency(rows)
+    if skew:
+        size, by_metric = skew
+        label = f"Share of malignant patients among {size}"
+        for metric, found in by_metric.items():
+            drawn[f"{metric}_by_prevalence"] = figures.learning_curves(
+                found.table(), axis_label=label
+            )
+    return drawn
+
+
+def _register(
+    run: TrackedRun, config: FewshotConfig, finished: Sequence[Finished], curves: Sequence[Curves]
+) -> None:
+    points = _points(curves)
+    for model in config.models:
+        cells = [
+            CellVersion(one.run, points[model, one.cell.n_patients, _label(one.cell.prevalence)])
+            for one in finished
+            if one.cell.model == model
+        ]
+        if cells:
+            name = low_data_name(model, config.dataset)
+            text = _description(model, config, curves)
+            publish_cells(name, cells, study=run.run_id, description=text)
+            logger.info("registered %s: %d versions", name, len(cells))
+
+
+def _points(curves: Sequence[Curves]) -> dict[tuple[str, int, str], dict[str, object]]:
+    """The registry's tags of every point of the curves, by model, size and prevalence."""
+    points: dict[tuple[str, int, str], dict[str, object]] = {}
+    for prevalence, by_metric in curves:
+        for metric, found in by_metric.items():
+            for row in found.table().itertuples():
+                point = points.setdefault((row.model, int(row.size), prevalence), {})
+                point["curve_seeds"] = row.n_seeds
+                point[f"curve_{metric}"] = row.value
+                point[f"curve_{metric}_low"] = row.low
+                point[f"curve_{metric}_high"] = row.high
+    return points
+
+
+def _description(model: str, config: FewshotConfig, curves: Sequence[Curves]) -> str:
+    lines = [
+        f"**{model}** on **{config.dataset}**, trained on ever fewer patients; one version per "
+        "cell of the study. *For research, not for diagnosis.*",
+        "",
+        "| patients | malignant | seeds | " + " | ".join(METRICS.values()) + " | best version |",
+        "|---" * (4 + len(METRICS)) + "|",
+    ]
+    for prevalence, by_metric in curves:
+        tables = [
+            table[table["model"] == model]
+            for table in (found.table() for found in by_metric.values())
+        ]
+        for rows in zip(*(table.to_dict("records") for table in tables), strict=True):
+            n, share = (
+                f"{rows[0]['size']:g}",
+                prevalence if prevalence == NATURAL else f"{float(prevalence):.0%}",
+            )
+            values = " | ".join(interval_text(pd.Series(row)) for row in rows)
+            alias = alias_of(n, prevalence)
+            lines.append(f"| {n} | {share} | {rows[0]['n_seeds']} | {values} | `@{alias}` |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Mean over seeds (95 % interval: bootstrap over seeds and test patients). patients: "
+            "training and validation together. The best version is that of the highest AUC on "
+            "validation.",
+        ]
+    )

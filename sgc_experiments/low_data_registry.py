@@ -1,0 +1,211 @@
+"""Low-data results in the MLflow registry, and the learning curve rebuilt from nothing else.
+
+Every cell of a study is a version of ``<model>-<dataset>-lowdata``. Its tags hold the result of the
+cell and the point of the curve that it belongs to, because tags are all that a version carries on
+every backend; so `low_data_versions` and `curve_from_registry` ask `search_model_versions` alone.
+
+==========================  ================================================================
+model, dataset, seed        what was fitted, and the seed of patients and training
+n_patients                  labelled patients, training and validation together
+n_train_patients            those of them that were trained on
+fraction                    n_patients of all that there were
+prevalence                  share of malignant patients asked for, or "natural"
+val_auc, test_auc           of the cell, with test_auc_low and test_auc_high; of more than two
+                            classes the macro AUC
+test_average_precision      of the cell
+curve_auc                   mean over seeds, with curve_auc_low and curve_auc_high (hierarchical
+                            bootstrap); the same for curve_average_precision
+curve_seeds                 number of seeds behind it
+split_digest, data_digest   of the images, and who was in which subset
+ablation_run_id             the latest study that counts the version
+cell_run_id                 the run that fitted it
+==========================  ================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import mlflow
+import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from sgc_experiments.errors import UserError
+from sgc_experiments.past_runs import PastRun
+
+NATURAL = "natural"
+_OF_THE_RUN = (
+    "model", "dataset", "seed", "n_patients", "n_train_patients", "fraction", "prevalence",
+    "split_digest", "data_digest",
+)  # fmt: skip
+_RESULTS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high", "test_average_precision")
+_MACRO = "_macro_auc"
+_NUMBERS = ("fraction", *_RESULTS)
+_COUNTS = ("seed", "n_patients", "n_train_patients")
+
+
+@dataclass(frozen=True)
+class CellVersion:
+    """A finished cell, as it is to stand in the registry.
+
+    Attributes:
+        run: that fitted it; its tags hold what the cell is, and ``model_uri``.
+        curve: tags ``curve_*``: the point of the learning curve that it belongs to.
+    """
+
+    run: PastRun
+    curve: Mapping[str, object]
+
+    def tags(self, study: str) -> dict[str, str]:
+        """The version's tags, for the study that counts it."""
+        tags = {name: self.run.tags[name] for name in _OF_THE_RUN}
+        for name in _RESULTS:
+            # Of more than two classes the macro AUC takes the place of the AUC.
+            value = self.run.metrics.get(name, self.run.metrics.get(name.replace("_auc", _MACRO)))
+            if value is not None:
+                tags[name] = repr(value)
+        tags |= {name: str(value) for name, value in self.curve.items()}
+        return tags | {"ablation_run_id": study, "cell_run_id": self.run.run_id}
+
+
+def low_data_name(model: str, dataset: str) -> str:
+    """The registered model of a model's cells; a name there holds no dot."""
+    return f"{model.replace('.', '_')}-{dataset}-lowdata"
+
+
+def alias_of(n_patients: str, prevalence: str) -> str:
+    """The alias of the best version of a training size: n50, or n50-p20 at 20 % malignant."""
+    skew = "" if prevalence == NATURAL else f"-p{float(prevalence):.4%}".rstrip("0%").rstrip(".")
+    return f"n{n_patients}{skew}".replace(".", "_")
+
+
+def publish_cells(name: str, cells: Sequence[CellVersion], *, study: str, description: str) -> None:
+    """Register a model's cells, point an alias at the best of each size, and describe the model.
+
+    A cell that is registered already keeps its version; its tags are brought up to date.
+
+    Args:
+        name: of the registered model, `low_data_name`.
+        cells: the finished cells of one model.
+        study: the run of the study.
+        description: markdown, the table of the study.
+    """
+    client = MlflowClient()
+    known = {version.tags.get("cell_run_id"): version for version in _versions(f"name='{name}'")}
+    best: dict[str, tuple[float, str]] = {}
+    for cell in cells:
+        tags = cell.tags(study)
+        version = known.get(cell.run.run_id)
+        if version is None:
+            version = mlflow.register_model(cell.run.tags["model_uri"], name, tags=tags)
+        else:
+            changed = {k: v for k, v in tags.items() if version.tags.get(k) != v}
+            for key, value in changed.items():
+                client.set_model_version_tag(name, version.version, key, value)
+        alias = alias_of(tags["n_patients"], tags["prevalence"])
+        score = float(tags.get("val_auc", "nan"))
+        if alias not in best or score > best[alias][0]:
+            best[alias] = score, str(version.version)
+    for alias, (_, number) in best.items():
+        client.set_registered_model_alias(name, alias, number)
+    client.update_registered_model(name, description)
+
+
+def low_data_versions(dataset: str, *, study: str = "") -> pd.DataFrame:
+    """The cells of a study, from the registry alone.
+
+    Args:
+        dataset: whose models.
+        study: run id of the study; "" is that of the newest version.
+
+    Returns:
+        One row per version: `name`, `version`, and the tags of the head of this module, numbers
+        as numbers; sorted by model, prevalence, size and seed.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = _versions(f"name LIKE '%-{dataset}-lowdata'")
+    found = [version for version in found if "ablation_run_id" in version.tags]
+    if found and not study:
+        study = max(found, key=lambda v: v.creation_timestamp).tags["ablation_run_id"]
+    rows = [
+        {"name": v.name, "version": str(v.version), **v.tags}
+        for v in found
+        if v.tags["ablation_run_id"] == study
+    ]
+    if not rows:
+        raise UserError(
+            f"The registry holds no low-data results of {dataset}"
+            + (f" from the study {study}" if study else "")
+            + "; run the entry point fewshot_ablation first."
+        )
+    table = pd.DataFrame(rows)
+    curve = [c for c in table if c.startswith("curve_")]
+    for column in (*_NUMBERS, *curve):
+        if column in table:
+            table[column] = table[column].astype(float)
+    table = table.astype(dict.fromkeys((*_COUNTS, "curve_seeds"), int))
+    return table.sort_values(["model", "prevalence", "n_patients", "seed"], ignore_index=True)
+
+
+def curve_from_registry(
+    dataset: str, *, metric: str = "auc", study: str = "", prevalence: str = NATURAL
+) -> pd.DataFrame:
+    """The learning curve of a study, from the registry alone, for `figures.learning_curves`.
+
+    Args:
+        dataset: whose models.
+        metric: auc or average_precision.
+        study: run id of the study; "" is that of the newest version.
+        prevalence: share of malignant patients in training, as its tag says it.
+
+    Returns:
+        One row per model and size: `model`, `size`, `metric`, `value`, `low`, `high`, `n_seeds`.
+
+    Raises:
+        UserError: there is no such study, metric or prevalence.
+    """
+    versions = low_data_versions(dataset, study=study)
+    point = f"curve_{metric}"
+    if point not in versions:
+        known = ", ".join(
+            c.removeprefix("curve_")
+            for c in versions
+            if c.startswith("curve_") and f"{c}_low" in versions
+        )
+        raise UserError(f"The registry holds no curve of {metric}; there are: {known}.")
+    rows = versions[versions["prevalence"] == prevalence]
+    if rows.empty:
+        known = ", ".join(sorted(set(versions["prevalence"])))
+        raise UserError(f"The study has no prevalence {prevalence}; there are: {known}.")
+    rows = rows.drop_duplicates(["model", "n_patients"])
+    return pd.DataFrame(
+        {
+            "model": rows["model"],
+            "size": rows["n_patients"].astype(float),
+            "metric": metric,
+            "value": rows[point],
+            "low": rows[f"{point}_low"],
+            "high": rows[f"{point}_high"],
+            "n_seeds": rows["curve_seeds"],
+        }
+    ).reset_index(drop=True)
+
+
+def _versions(condition: str) -> list[ModelVersion]:
+    """All versions that a condition holds for, page by page."""
+    client = MlflowClient()
+    found: list[ModelVersion] = []
+    token: str | None = None
+    try:
+        while token != "":
+            page = client.search_model_versions(condition, max_results=200, page_token=token)
+            found += page
+            token = page.token or ""
+    except MlflowException as error:
+        raise UserError(f"The registry did not answer ({error.error_code}).") from None
+    return found
