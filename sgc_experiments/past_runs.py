@@ -6,6 +6,7 @@ Only tags, metrics and tables are read, never a model.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sgc_experiments.errors import UserError
+
+# A bar per table would hide the log.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 # Text that looks like numbers ("4", "1.10") must stay text, and an empty one is no gap.
 _TEXT = (

@@ -27,9 +27,12 @@ from sgc_experiments.low_data_registry import (
     low_data_name,
     publish_cells,
 )
+from sgc_experiments.predictions import class_names
 from sgc_experiments.tracking import TrackedRun
 
-METRICS = {"auc": "AUC", "average_precision": "average precision"}
+# The first one is put into words.
+_TWO_CLASSES = ("auc", "average_precision")
+_MORE_CLASSES = ("macro_auc", "balanced_accuracy")
 _NOTES = {
     "curves": "Mean over seeds with its 95 % interval, from a bootstrap over seeds and test "
     "patients. size: patients in training and validation together.",
@@ -134,9 +137,14 @@ def _curves(
             if one.cell.prevalence == prevalence
         ]
         if cells:
-            by_metric = {m: learning_curves(cells, metric=m, **options) for m in METRICS}
+            by_metric = _by_metric(cells, **options)
             found.append(Curves(_label(prevalence), by_metric))
     return found
+
+
+def _by_metric(cells: Sequence[Cell], **options: int) -> dict[str, LearningCurves]:
+    metrics = _MORE_CLASSES if class_names(cells[0].predictions) else _TWO_CLASSES
+    return {metric: learning_curves(cells, metric=metric, **options) for metric in metrics}
 
 
 def _skew(
@@ -161,7 +169,7 @@ def _skew(
         for one in finished
         if one.cell.n_patients == size
     ]
-    return size, {m: learning_curves(cells, metric=m, **options) for m in METRICS}
+    return size, _by_metric(cells, **options)
 
 
 def _differences(by_metric: dict[str, LearningCurves], reference: str) -> pd.DataFrame:
@@ -243,7 +251,8 @@ def _figures(
                 drawn[f"differences{end}"] = figures.forest(rows)
         if "label_efficiency" in tables:
             rows = tables["label_efficiency"]
-            rows = rows[(rows["prevalence"] == prevalence) & (rows["metric"] == "auc")]
+            first = next(iter(by_metric))
+            rows = rows[(rows["prevalence"] == prevalence) & (rows["metric"] == first)]
             if len(rows):
                 drawn[f"label_efficiency{end}"] = figures.label_efficiency(rows)
     if skew:
@@ -288,12 +297,13 @@ def _points(curves: Sequence[Curves]) -> dict[tuple[str, int, str], dict[str, ob
 
 
 def _description(model: str, config: FewshotConfig, curves: Sequence[Curves]) -> str:
+    names = [figures.readable(metric) for metric in curves[0].by_metric]
     lines = [
         f"**{model}** on **{config.dataset}**, trained on ever fewer patients; one version per "
         "cell of the study. *For research, not for diagnosis.*",
         "",
-        "| patients | malignant | seeds | " + " | ".join(METRICS.values()) + " | best version |",
-        "|---" * (4 + len(METRICS)) + "|",
+        "| patients | malignant | seeds | " + " | ".join(names) + " | best version |",
+        "|---" * (4 + len(names)) + "|",
     ]
     for prevalence, by_metric in curves:
         tables = [

@@ -20,6 +20,7 @@ from sgc_experiments.figures.studies import (
     forest,
     label_efficiency,
     learning_curves,
+    readable,
     training_curves,
 )
 from sgc_experiments.figures.style import save_png
@@ -43,6 +44,7 @@ __all__ = [
     "log_odds_histogram",
     "precision_recall",
     "preparation_stages",
+    "readable",
     "reliability",
     "roc",
     "sample_sheet",

@@ -107,6 +107,29 @@ def test_low_data_subsets_are_nested_exact_and_leave_the_test_set_alone(seed, si
             assert patients_of(small, subset) <= patients_of(large, subset)
 
 
+@pytest.mark.parametrize("prevalence", [0.05, 0.2, 0.5])
+def test_low_data_subsets_of_a_prevalence_are_nested_and_have_it_in_training_and_validation(
+    prevalence,
+):
+    full = make_split(image_table(120, 60), seed=0)
+    most = low_data_subset(full, n_patients=None, seed=3, prevalence=prevalence)
+    previous = set()
+    n_most = most.manifest.query("subset != 'test'")["patient"].nunique()
+    for size in (40, 60, n_most):
+        subset = low_data_subset(full, n_patients=size, seed=3, prevalence=prevalence)
+        people = subset.manifest.query("subset != 'test'").groupby("patient")
+        people = people.agg(label=("label", "max"), subset=("subset", "first"))
+        assert len(people) == size
+        assert previous < set(people.index)
+        previous = set(people.index)
+        for _, part in people.groupby("subset"):
+            # Of each class at least one stays, however rare it is.
+            assert abs(part["label"].sum() - max(1, prevalence * len(part))) <= 1
+    assert subset.digest == most.digest
+    with pytest.raises(UserError, match=f"at most {n_most} patients"):
+        low_data_subset(full, n_patients=n_most + 1, seed=3, prevalence=prevalence)
+
+
 def test_low_data_subsets_are_proportional():
     full = make_split(image_table(80, 40), seed=0, validation_fraction=0.25, test_fraction=0.25)
     assert class_counts(full) == {"train": [40, 20], "validation": [20, 10], "test": [20, 10]}
