@@ -115,6 +115,11 @@ def running(tags: Mapping[str, str]) -> list[str]:
     return [run.info.run_id for run in found]
 
 
+def past_run(run_id: str) -> PastRun:
+    """The run of an id that another process has told."""
+    return _past_run(MlflowClient().get_run(run_id))
+
+
 def _experiment_id(name: str) -> str:
     if not name:
         return mlflow.active_run().info.experiment_id

@@ -272,6 +272,8 @@ def start_run(
         log_system_metrics=system_metrics,
     )
     run = TrackedRun(active.info.run_id, active.info.experiment_id)
+    if "failure_reason" in active.data.tags:  # of the attempt that is gone on with
+        mlflow.delete_tag("failure_reason")
     _show_as_model_training(active.info.experiment_id)
     try:
         run.set_tags({"mlflow.runName": name, **tags})

@@ -145,6 +145,9 @@ def run_cell(job: CellJob) -> CellResult:
             ) as run:
                 run_id = run.run_id
                 run.log_config(job.cell.config.model_dump())
+                run.log_environment()
+                # Of the study, by which the cell is found, even if files are edited meanwhile.
+                run.set_tags({"commit": job.commit})
                 _fit(run, job.cell)
     except UserError as error:
         return CellResult(run_id, time.monotonic() - started, str(error))
@@ -178,7 +181,7 @@ def _fit(run: TrackedRun, cell: Cell) -> None:
     data = Data(dataset, split_images(cell.config, dataset))
     log_data(run, data)
     classifier = build_classifier(cell.config, dataset.classes)
-    fit(run, cell.config, data, classifier)
+    fit(run, cell.config, data, classifier, progress=False)
     predictions = predict(run, data, classifier)
     measure(run, cell.config, predictions, prior=data.prevalence("train"))
     run.set_tags({"model_uri": log_model(run, cell.config, data, classifier)})

@@ -22,7 +22,7 @@ from sgc_experiments.experiments.ablation_cell import (
 )
 from sgc_experiments.experiments.datasets import split_images
 from sgc_experiments.experiments.worker_processes import WorkerDied, run_in_processes
-from sgc_experiments.past_runs import PastRun, earlier_runs
+from sgc_experiments.past_runs import PastRun, earlier_runs, past_run
 from sgc_experiments.tracking import Store, TrackedRun, commit
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def finish_cells(
     for job, result in _results(jobs, workers=workers, threads=threads):
         if result.failure:
             failures[job.cell.key] = result.run_id, result.failure
-    done = _past_runs(store, version)
+        else:
+            done[job.cell.key] = past_run(result.run_id)
     return (
         [Finished(cell, done[cell.key]) for cell in cells if cell.key in done],
         [

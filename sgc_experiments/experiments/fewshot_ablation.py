@@ -105,7 +105,9 @@ def _unfinished(key: str) -> list[str]:
     """Runs of the same study that were broken off, oldest first."""
     tags = {"study_key": key, "commit": commit()}
     runs = earlier_runs(None, tags=tags)
-    return [run.run_id for run in runs if run.status in UNFINISHED]
+    return [
+        run.run_id for run in runs if run.status in UNFINISHED and "continued_by" not in run.tags
+    ]
 
 
 def _replace(earlier: str, run: TrackedRun) -> None:

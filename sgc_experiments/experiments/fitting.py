@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +106,7 @@ def fit(
     *,
     on_step: Callable[[dict[str, float], int], None] | None = None,
     attempt: str = "",
+    progress: bool = True,
 ) -> None:
     """Train, with live metrics and checkpoints; the same command resumes a killed training.
 
@@ -115,6 +117,7 @@ def fit(
         classifier: to be fitted.
         on_step: called with metrics and the step, in place of logging them.
         attempt: keeps apart the checkpoints of equal trainings that may run at the same time.
+        progress: whether to show it.
     """
     checkpoint_dir = config.cache_dir / "checkpoints" / (fingerprint(config, data) + attempt)
     train_set = data.image_set("train")
@@ -127,7 +130,7 @@ def fit(
     result = classifier.fit(
         train_set,
         data.image_set("validation"),
-        settings=training_settings(config),
+        settings=replace(training_settings(config), progress=progress),
         checkpoint_dir=checkpoint_dir,
         on_step=on_step or run.log_metrics,
     )
