@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
@@ -17,11 +18,13 @@ import pytest
 
 from sgc_experiments import figures
 from sgc_experiments.command_line import parse
-from sgc_experiments.config import FewshotConfig
+from sgc_experiments.config import FewshotConfig, resolve_defaults
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments import fewshot_ablation
+from sgc_experiments.experiments.ablation_grid import plan_cells
 from sgc_experiments.low_data_registry import alias_of, curve_from_registry, low_data_versions
 from tests.conftest import SMALL
+from tests.data.test_splits import image_table
 
 # inception_v3 takes no images of 32 pixels: a model whose cells fail, for a real reason.
 MODELS = ("logistic_regression", "majority", "inception_v3")
@@ -94,7 +97,6 @@ def _enter(workspace, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("SGC_CACHE_DIR", str(workspace.cache))
     mlflow.set_tracking_uri(workspace.tracking_uri)
-    mlflow.set_registry_uri(workspace.tracking_uri)
     return workspace
 
 
@@ -221,7 +223,6 @@ def test_the_curve_is_rebuilt_from_the_registry_alone(store, tmp_path):
             connection.execute(f"DELETE FROM {table}")
     uri = f"sqlite:///{database}"
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     curve = curve_from_registry("phantom")
     columns = ["model", "size", "value", "low", "high", "n_seeds"]
     pd.testing.assert_frame_equal(
@@ -275,6 +276,8 @@ def test_skew_is_an_axis_of_its_own(new_store):
         (["--folds", "5"], "seeds says it"),
         (["--reference", "vgg11"], "reference=vgg11 is none of models"),
         (["--pretrained", "true"], "add resnet18_pretrained"),
+        (["--models", "sgc,sgc_transfer"], "init_from and the model sgc_transfer belong together"),
+        (["--unlabelled", "rest"], "sgc_unlabelled among models says it"),
         (["--models", "a_pretrained,b_pretrained", "--weights", "x.pth"], "weights of one model"),
         (["--prevalence", "1.5"], "prevalence"),
         (["--preset", "quickly"], "preset=quickly"),
@@ -314,6 +317,26 @@ def test_variants_differ_from_their_model_by_what_their_name_says():
     assert (pretrained.model, pretrained.weights.name) == ("resnet18", "w.safetensors")
     assert {c.budget for c in (plain, hybrid, resnet, pretrained)} == {"steps:400"}
     assert {(c.seed, c.subset_seed, c.n_patients) for c in (plain, resnet)} == {(3, 3, 20)}
+
+
+def test_unlabelled_and_transferred_models_are_variants_and_nobody_is_unlabelled_at_full_size():
+    config = parse(
+        FewshotConfig,
+        ["--models", "sgc,sgc_unlabelled,sgc_transfer", "--init_from", "models:/sgc-phantom/1"],
+    )
+    plain, unlabelled, transfer = (
+        config.of(m, n_patients=20, seed=0, prevalence=None) for m in config.models
+    )
+    assert (plain.unlabelled, plain.init_from) == (None, "")
+    assert (unlabelled.unlabelled, unlabelled.init_from) == ("rest", "")
+    assert (transfer.unlabelled, transfer.init_from) == (None, "models:/sgc-phantom/1")
+    table = image_table(40, 20)
+    dataset = SimpleNamespace(table=table, digest="d", classes=("benign", "malignant"))
+    cells = plan_cells(resolve_defaults(config, gpu=False), dataset, gpu=False)
+    everyone = max(cell.n_patients for cell in cells)
+    sizes = {m: {c.n_patients for c in cells if c.model == m} for m in config.models}
+    assert sizes["sgc"] == sizes["sgc_transfer"] == sizes["sgc_unlabelled"] | {everyone}
+    assert everyone not in sizes["sgc_unlabelled"]
 
 
 @pytest.mark.parametrize(

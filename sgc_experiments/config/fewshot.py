@@ -20,12 +20,21 @@ Shares = Annotated[
 ]
 
 PRETRAINED = "_pretrained"
+TRANSFER = "sgc_transfer"
 # A variant differs from a model of `train` by some of its parameters.
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgc_hybrid": {"model": GENERATIVE_MODEL, "hybrid_weight": 0.01},
+    "sgc_unlabelled": {"model": GENERATIVE_MODEL, "unlabelled": "rest"},
+    TRANSFER: {"model": GENERATIVE_MODEL},  # from the weights that `init_from` names
 }
 # What every model starts from unless its variant says otherwise.
-_PLAIN = {"hybrid_weight": 0.0, "pretrained": False, "weights": None}
+_PLAIN = {
+    "hybrid_weight": 0.0,
+    "pretrained": False,
+    "weights": None,
+    "unlabelled": None,
+    "init_from": "",
+}
 # The axes of the grid take their place.
 _TAKEN_BY_AN_AXIS = {
     "n_patients": "sizes",
@@ -118,6 +127,15 @@ class FewshotConfig(FitConfig):
             raise ValueError(
                 f"reference={self.reference} is none of models={','.join(self.models)}"
             )
+        if bool(self.init_from) != (TRANSFER in self.models):
+            raise ValueError(
+                f"init_from and the model {TRANSFER} belong together: give both, such as "
+                f"init_from=models:/sgc-phantom@champion with {TRANSFER} among models"
+            )
+        if self.unlabelled is not None:
+            raise ValueError(
+                "unlabelled belongs to train; here sgc_unlabelled among models says it"
+            )
         pretrained = [model for model in self.models if model.endswith(PRETRAINED)]
         if (self.pretrained or self.weights) and not pretrained:
             raise ValueError(
@@ -156,6 +174,8 @@ class FewshotConfig(FitConfig):
         return TrainConfig(**shared | _PLAIN | self._variant(model) | cell)
 
     def _variant(self, model: str) -> dict[str, Any]:
+        if model == TRANSFER:
+            return VARIANTS[model] | {"init_from": self.init_from}
         if model in VARIANTS:
             return VARIANTS[model]
         if model.endswith(PRETRAINED):

@@ -65,6 +65,8 @@ def plan_cells(config: FewshotConfig, dataset: ImageDataset, *, gpu: bool) -> li
                     )
                     subset = split_images(train_config, dataset).manifest
                     n = subset.loc[subset["subset"] != "test", "patient"].nunique()
+                    if n == everyone and train_config.unlabelled:
+                        continue  # nobody is left to be unlabelled
                     train_config = train_config.model_copy(update={"n_patients": n})
                     key = cell_key(model, train_config, dataset.digest)
                     cells[key] = Cell(model, n, n / everyone, seed, prevalence, train_config, key)

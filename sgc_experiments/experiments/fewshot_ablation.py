@@ -24,6 +24,7 @@ from sgc_experiments.experiments.datasets import load_images, split_images
 from sgc_experiments.experiments.models import check_model
 from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
+from sgc_experiments.model_registry import pinned
 from sgc_experiments.past_runs import earlier_runs
 from sgc_experiments.tracking import (
     TrackedRun,
@@ -75,6 +76,8 @@ def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
     announce(", ".join(config.models), config, gpu=gpu)
     for model in config.models:
         check_model(config.of(model, n_patients="all", seed=0, prevalence=None).model)
+    if config.init_from:  # an alias can move
+        config = config.model_copy(update={"init_from": pinned(config.init_from)})
     dataset = load_images(config)
     full = split_images(config, dataset)
     run.set_tags({"data_digest": dataset.digest, "split_digest": full.digest})
