@@ -115,9 +115,9 @@ def running(tags: Mapping[str, str]) -> list[str]:
     return [run.info.run_id for run in found]
 
 
-def past_run(run_id: str) -> PastRun:
+def read_run(run_id: str) -> PastRun:
     """The run of an id that another process has told."""
-    return _past_run(MlflowClient().get_run(run_id))
+    return past_run(MlflowClient().get_run(run_id))
 
 
 def _experiment_id(name: str) -> str:

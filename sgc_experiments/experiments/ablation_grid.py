@@ -22,7 +22,7 @@ from sgc_experiments.experiments.ablation_cell import (
 )
 from sgc_experiments.experiments.datasets import split_images
 from sgc_experiments.experiments.worker_processes import WorkerDied, run_in_processes
-from sgc_experiments.past_runs import PastRun, earlier_runs, past_run
+from sgc_experiments.past_runs import PastRun, earlier_runs, read_run
 from sgc_experiments.tracking import Store, TrackedRun, commit
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def finish_cells(
         if result.failure:
             failures[job.cell.key] = result.run_id, result.failure
         else:
-            done[job.cell.key] = past_run(result.run_id)
+            done[job.cell.key] = read_run(result.run_id)
     return (
         [Finished(cell, done[cell.key]) for cell in cells if cell.key in done],
         [
