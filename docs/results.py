@@ -15,6 +15,8 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 
+from sgc_experiments.config import BaselineConfig, resolve_defaults
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 _BETWEEN = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 _METRICS = {
@@ -42,7 +44,6 @@ def newest_comparison() -> str:
 def section(run_id: str) -> str:
     """The command of a comparison, and its table by image."""
     run = mlflow.get_run(run_id)
-    models = run.data.params["config.models"]
     results, costs = (
         pd.read_csv(io.StringIO(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}.csv")))
         for name in ("comparison", "costs")
@@ -51,7 +52,7 @@ def section(run_id: str) -> str:
     seconds = costs.set_index("model")["training_seconds"]
     lines = [
         "```console",
-        f"mlflow run . -e baseline --env-manager local -P models={models}",
+        " ".join(["mlflow run . -e baseline --env-manager local", *_given(run.data.params)]),
         "```",
         "",
         f"| test | {' | '.join(_METRICS.values())} | training (s) |",
@@ -67,10 +68,23 @@ def section(run_id: str) -> str:
     lines += [
         "",
         f"{size['n_patients']:.0f} test patients, {size['n_images']:.0f} images of the phantom; "
-        "95 % intervals by patient-clustered bootstrap; "
-        f"one CPU thread; commit `{run.data.tags['commit'][:12]}`.",
+        "95 % intervals by patient-clustered bootstrap.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _given(params: dict[str, str]) -> list[str]:
+    """The parameters of a run that differ from the default ones, as arguments."""
+    usual = resolve_defaults(BaselineConfig(), gpu=False).model_dump()
+    return [
+        f"-P {known}={value}"
+        for name, value in params.items()
+        if (known := name.removeprefix("config.")) in usual and _text(usual[known]) != value
+    ]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _interval(row: pd.Series) -> str:
