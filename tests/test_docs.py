@@ -44,11 +44,10 @@ def test_every_parameter_stands_on_its_page(site):
             assert f"<code>{name}</code>" in section
 
 
-def test_every_entry_point_has_a_how_to():
-    pages = {path.stem for path in (ROOT / "docs").rglob("*.md")}
-    missing = {name for name in CONFIGS if name.replace("_", "-") not in pages}
-    missing -= pages
-    assert not missing
+def test_every_entry_point_has_a_page():
+    named = {word for path in (ROOT / "docs").rglob("*.md") for word in path.stem.split("-")}
+    stems = {path.stem.replace("-", "_") for path in (ROOT / "docs").rglob("*.md")}
+    assert set(CONFIGS) - named - stems == set()
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
