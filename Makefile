@@ -31,6 +31,10 @@ test: env services lint  ## all tests but the long campaigns
 soak: env services  ## the long campaigns (kills, faults, fuzzing, full grids)
 	$(PYTEST) -m slow
 
+audit: env  ## known vulnerabilities of the dependencies (asks PyPI), and of our own code
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sgc_experiments baselines
+	$(BIN)/pip-audit --skip-editable
+
 lint: env  ## style and layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-import signal
+import os
 import sys
+import traceback
 from collections.abc import Sequence
-from types import FrameType
 
-from sgc_experiments.errors import UserError
+from sgc_experiments.errors import Outage, UserError
+from sgc_experiments.interruption import EXIT_STATUS, stoppable
 
 ENTRY_POINTS = {
     "train": "fit one classifier, evaluate it on test and register it",
@@ -40,20 +41,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if name not in ENTRY_POINTS:
-            raise UserError(f"There is no entry point {name!r}; choose {', '.join(ENTRY_POINTS)}.")
-        _check_parameters(name, rest)
-        importlib.import_module(f"sgc_experiments.experiments.{name}").main(rest)
+        with stoppable():
+            _run(name, rest)
     except UserError as error:
         print(error, file=sys.stderr)
-        _record_failure(str(error))
+        if not isinstance(error, Outage):
+            _record_failure(str(error))
         return 2
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        return EXIT_STATUS
+    except Exception as error:
+        if os.environ.get("SGC_DEBUG"):
+            raise
+        print(_trace_without_messages(error), file=sys.stderr)
+        return 1
     return 0
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    if name not in ENTRY_POINTS:
+        raise UserError(f"There is no entry point {name!r}; choose {', '.join(ENTRY_POINTS)}.")
+    _check_parameters(name, arguments)
+    importlib.import_module(f"sgc_experiments.experiments.{name}").main(arguments)
+
+
+def _trace_without_messages(error: BaseException) -> str:
+    """What failed and where. The message of a foreign exception can quote a header or a table."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    return "\n".join(
+        [
+            "Internal error, from the first cause to what came of it:",
+            *(
+                f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__name__}"
+                for link in reversed(chain)
+            ),
+            "Messages are left out, since they can quote patients' data; SGC_DEBUG=1 shows them.",
+        ]
+    )
 
 
 def _check_parameters(name: str, arguments: Sequence[str]) -> None:
@@ -81,11 +109,6 @@ def _overview() -> str:
             "python -m sgc_experiments <entry point> --help lists its parameters.",
         ]
     )
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """A batch system's SIGTERM stops a run as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _record_failure(reason: str) -> None:

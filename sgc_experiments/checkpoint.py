@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sgc_experiments.errors import Outage
+
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d{9})-([0-9a-f]{32})\.safetensors")
@@ -26,11 +28,15 @@ _KEPT = 2
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk has no room for halves
+        raise
 
 
 def save_checkpoint(
@@ -43,12 +49,21 @@ def save_checkpoint(
         step: Names the file.
         tensors: Any device; names may hold slashes.
         state: JSON-able.
+
+    Raises:
+        Outage: The folder cannot be written; the checkpoint before is untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     content = save(tensors, metadata={"state": json.dumps(state)})
     path = folder / f"checkpoint-{step:09d}-{_digest(content)}.safetensors"
-    write_atomically(path, content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise Outage(
+            f"The checkpoint of step {step} cannot be written ({error.strerror}): free some space "
+            "or make the cache folder writable, and the same command goes on from the one before."
+        ) from None
     for old in _checkpoints(folder)[_KEPT:]:
         old.unlink()
     for leftover in folder.glob(".checkpoint-*"):  # of a process that was killed while writing

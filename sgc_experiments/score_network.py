@@ -195,7 +195,8 @@ class ScoreNetwork(nn.Module):
         """What `standardise` divides by: one number, or one per image, (B, 1, 1, 1)."""
         if self.standardisation == "dataset":
             return self.pixel_std
-        return images.std((1, 2, 3), keepdim=True).clamp(min=_FLAT)
+        unbiased = int(images[:1].numel() > 1)  # a single pixel has no spread
+        return images.std((1, 2, 3), correction=unbiased, keepdim=True).clamp(min=_FLAT)
 
     def _encode(self, z: Tensor, condition: Tensor) -> list[Tensor]:
         """Feature maps per level, finest first."""

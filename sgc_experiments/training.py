@@ -8,6 +8,7 @@ generator state for a resumed run to equal an unbroken one.
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections import defaultdict
@@ -27,6 +28,7 @@ from sgc_experiments.augmentation import augment
 from sgc_experiments.batches import BatchOrder, ImageSet, stream_seed, to_model_range
 from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
 from sgc_experiments.errors import UserError
+from sgc_experiments.interruption import held_back
 from sgc_experiments.moving_average import moving_average
 from sgc_experiments.progress import progress_bar
 from sgc_experiments.training_settings import (
@@ -46,6 +48,11 @@ __all__ = [
     "to_model_range",
     "train",
 ]
+
+# More batches than this are no accident.
+_MOST_SKIPPED = 100
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,31 +151,20 @@ def train(
             with `stopped="interrupted"`.
 
     Raises:
-        TrainingDiverged: The loss is not finite. The state before that step is checkpointed.
+        KeyboardInterrupt: At any moment; the state after the last step is checkpointed.
+        TrainingDiverged: The loss is not finite (with `nonfinite="skip"`: for the 101st time). The
+            state before that step is checkpointed.
         UserError: The checkpoint found belongs to another training.
     """
     run = _Run(network, objective, train_set, validation_set, settings, checkpoint_dir)
     budget = Budget.parse(settings.budget)
-    stopped = ""
     with run.isolated_generators(), run.progress_bar(budget) as bar:
         run.resume()
-        while not stopped:
-            metrics = run.take_step(budget)
-            done = run.spent(budget) >= 1
-            validated = done or run.step % settings.validate_every == 0
-            if validated:
-                metrics |= run.validate()
-            if on_step and (validated or run.step % settings.log_every == 0):
-                on_step(metrics, run.step)
-            if should_stop and should_stop():
-                stopped = "interrupted"
-            elif done:
-                stopped = "budget"
-            elif settings.patience and run.stale >= settings.patience:
-                stopped = "patience"
-            if stopped or run.step % settings.checkpoint_every == 0:
-                run.save()
-            run.show(bar, budget, metrics if validated else {})
+        try:
+            stopped = run.to_the_end(budget, bar, on_step, should_stop)
+        except KeyboardInterrupt:
+            run.save()
+            raise
     return run.finish(stopped)
 
 
@@ -215,11 +211,56 @@ class _Run:
         if settings.compile:
             network.compile()
         self.step = 0
+        self.validated = self.reported = 0  # the last step that was
+        self.skipped = 0
+        self.metrics: dict[str, float] = {}  # of the last step
         self.stale = 0
         self.best_step, self.best_value = 0, math.inf
         self.best = self._average()
         self.history: list[dict[str, float]] = []
         self.earlier_seconds, self.started = 0.0, time.monotonic()
+        self.beside_weights = self._beside_weights()
+
+    def to_the_end(
+        self,
+        budget: Budget,
+        bar: tqdm,
+        on_step: Callable[[dict[str, float], int], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> str:
+        """Step, validate, report and checkpoint until there is a reason to stop; return it.
+
+        What an interruption left undone after a step is done first.
+        """
+        settings = self.settings
+        stopped = self._reason_to_stop(budget)
+        while not stopped:
+            if self.reported == self.step:
+                self.take_step(budget)
+            if self._awaits_validation(budget):
+                self.validate()
+            validated = self.validated == self.step
+            if on_step and (validated or self.step % settings.log_every == 0):
+                on_step(self.metrics, self.step)
+            self.reported = self.step
+            asked = should_stop is not None and should_stop()
+            stopped = "interrupted" if asked else self._reason_to_stop(budget)
+            if stopped or self.step % settings.checkpoint_every == 0:
+                self.save()
+            self.show(bar, budget, self.metrics if validated else {})
+        return stopped
+
+    def _awaits_validation(self, budget: Budget) -> bool:
+        due = self.spent(budget) >= 1 or self.step % self.settings.validate_every == 0
+        return due and self.validated < self.step
+
+    def _reason_to_stop(self, budget: Budget) -> str:
+        if self.reported < self.step or self._awaits_validation(budget):
+            return ""
+        if self.spent(budget) >= 1:
+            return "budget"
+        patience = self.settings.patience
+        return "patience" if patience and self.stale >= patience else ""
 
     def seconds(self) -> float:
         return self.earlier_seconds + time.monotonic() - self.started
@@ -235,8 +276,8 @@ class _Run:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision)
 
-    def take_step(self, budget: Budget) -> dict[str, float]:
-        """One optimiser step; metrics of its batch."""
+    def take_step(self, budget: Budget) -> None:
+        """One optimiser step."""
         settings = self.settings
         rate = settings.learning_rate * _schedule(self.spent(budget), settings.warmup)
         for group in self.optimizer.param_groups:
@@ -260,14 +301,21 @@ class _Run:
             for name, value in ({"loss": float(loss.detach())} | values).items():
                 metrics[name] += share * value
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
-        if not math.isfinite(metrics["loss"] + float(norm)):
-            self.save()
-            raise TrainingDiverged(self.step, indices.tolist())
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.ema.update_parameters(self.network)
-        return dict(metrics) | {"learning_rate": rate}
+        sound = math.isfinite(metrics["loss"] + float(norm))
+        if not sound:
+            self._refuse(indices.tolist())
+        with held_back():  # half a step is no state to go on from
+            if sound:
+                self.optimizer.step()
+                self.ema.update_parameters(self.network)
+                self.beside_weights = self._beside_weights()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            self.metrics = (
+                dict(metrics) | {"learning_rate": rate}
+                if sound
+                else {"skipped_steps": float(self.skipped)}
+            )
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """On a GPU, copied while the host goes on."""
@@ -275,7 +323,22 @@ class _Run:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
-    def validate(self) -> dict[str, float]:
+    def _refuse(self, indices: list[int]) -> None:
+        """Stop at a loss or gradient that is not finite; or count it, to leave the batch out."""
+        buffers, statistics = self.beside_weights
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(buffers[name])
+        self.objective.load_state_dict(statistics)
+        if self.settings.nonfinite == "stop" or self.skipped == _MOST_SKIPPED:
+            self.save()
+            raise TrainingDiverged(self.step, indices)
+        self.skipped += 1
+        logger.warning(
+            "The training loss is not finite at step %d: the batch is left out (%d so far).",
+            self.step, self.skipped,
+        )  # fmt: skip
+
+    def validate(self) -> None:
         """Validate the averaged weights, and keep them if they are the best so far."""
         if len(self.validation_set.labels) == 0:
             metrics, value = {}, -math.inf
@@ -283,14 +346,22 @@ class _Run:
             with self.autocast():
                 metrics = self.objective.validate(self.ema.module, *self.validation_set)
             value = metrics[self.objective.monitor]
-            self.history.append({"step": self.step} | metrics)
-        # Without validation images, the latest are the best.
-        if value < self.best_value or value == -math.inf:
-            self.stale, self.best_step, self.best_value = 0, self.step, value
-            self.best = self._average()
-        else:
-            self.stale += 1
-        return metrics
+        with held_back():
+            if len(self.validation_set.labels):
+                self.history.append({"step": self.step} | metrics)
+            # Without validation images, the latest are the best.
+            if value < self.best_value or value == -math.inf:
+                self.stale, self.best_step, self.best_value = 0, self.step, value
+                self.best = self._average()
+            else:
+                self.stale += 1
+            self.validated = self.step
+            self.metrics = self.metrics | metrics
+
+    def _beside_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of what a loss may change: the network's buffers, the objective's statistics."""
+        buffers = {k: v.clone() for k, v in self.network.named_buffers()}
+        return buffers, {k: v.clone() for k, v in self.objective.state_dict().items()}
 
     def _average(self) -> dict[str, Tensor]:
         """A copy of the averaged weights."""
@@ -316,16 +387,24 @@ class _Run:
         if self.checkpoint_dir is None:
             return
         optimizer = self.optimizer.state_dict()["state"]
+        # As the step in progress, if any, has found them.
+        buffers, statistics = self.beside_weights
+        network = self.network.state_dict()
+        network |= {name: buffer for name, buffer in buffers.items() if name in network}
         parts = {
-            "network": self.network.state_dict(),
+            "network": network,
             "average": self.ema.module.state_dict(),
             "best": self.best,
-            "objective": self.objective.state_dict(),
+            "objective": statistics,
             "optimizer": {f"{i}/{k}": v for i, slot in optimizer.items() for k, v in slot.items()},
         }
         state = {
             "fingerprint": self._fingerprint(),
             "step": self.step,
+            "validated": self.validated,
+            "reported": self.reported,
+            "skipped": self.skipped,
+            "metrics": self.metrics,
             "seconds": self.seconds(),
             "stale": self.stale,
             "best_step": self.best_step,
@@ -333,7 +412,8 @@ class _Run:
             "history": self.history,
         }
         tensors = {f"{part}/{k}": v for part, state in parts.items() for k, v in state.items()}
-        save_checkpoint(self.checkpoint_dir, self.step, tensors, state)
+        with held_back():
+            save_checkpoint(self.checkpoint_dir, self.step, tensors, state)
 
     def resume(self) -> None:
         """Take up the latest sound checkpoint, if there is one.
@@ -356,16 +436,23 @@ class _Run:
             parts[part][key] = tensor.to(self.device)
         self.network.load_state_dict(parts["network"])
         self.ema.module.load_state_dict(parts["average"])
-        self.ema.n_averaged.fill_(state["step"])
+        self.ema.n_averaged.fill_(state["step"] - state["skipped"])
         self.best = parts["best"]
         self.objective.load_state_dict(parts["objective"])
         slots: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition("/")
-            slots[int(index)][key] = tensor
+            weight = weights[int(index)].detach()
+            # The fused optimiser walks through memory: moments must lie as their weights do.
+            matches = tensor.shape == weight.shape
+            slots[int(index)][key] = torch.empty_like(weight).copy_(tensor) if matches else tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": dict(slots), "param_groups": groups})
         self.step, self.stale = state["step"], state["stale"]
+        self.validated, self.reported = state["validated"], state["reported"]
+        self.skipped, self.metrics = state["skipped"], state["metrics"]
+        self.beside_weights = self._beside_weights()
         self.best_step, self.best_value = state["best_step"], state["best_value"]
         self.history = state["history"]
         self.earlier_seconds, self.started = state["seconds"], time.monotonic()

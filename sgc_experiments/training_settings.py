@@ -31,6 +31,7 @@ class TrainingSettings:
         patience: Stop after this many validations without improvement; 0 never stops early.
         precision: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware multiplies it.
         device: "cpu", "cuda", "cuda:1", …, or "auto".
+        nonfinite: At a loss that is not finite, "stop", or "skip" the batch.
         compile: Compile the network; pays for long runs only.
         log_every: Steps between calls of `on_step` with training metrics.
         checkpoint_every: Steps between checkpoints, if a folder for them is given.
@@ -57,6 +58,7 @@ class TrainingSettings:
     patience: int = 0
     precision: str = "auto"
     device: str = "auto"
+    nonfinite: str = "stop"
     compile: bool = False
     log_every: int = 10
     checkpoint_every: int = 200
@@ -86,6 +88,8 @@ class TrainingSettings:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision must be auto, fp32 or bf16, not {self.precision!r}")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f"nonfinite must be stop or skip, not {self.nonfinite!r}")
 
 
 class Budget(NamedTuple):

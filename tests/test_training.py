@@ -117,6 +117,105 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(tmp_path, stop_at):
     assert result_resumed.best_step == result.best_step
 
 
+class Interrupted(Classification):
+    """Ctrl-C in the middle of a loss or of a validation, once its statistics have changed."""
+
+    def __init__(self, where, call):
+        self.where, self.call = where, call
+        self.seen = torch.zeros(1)
+
+    def count(self, where):
+        if where == self.where:
+            self.call -= 1
+            if self.call == 0:
+                signal.raise_signal(signal.SIGINT)
+
+    def loss(self, network, images, labels, generator):
+        self.seen += images.mean()
+        self.count("loss")
+        loss, metrics = super().loss(network, images, labels, generator)
+        return loss, metrics | {"seen": float(self.seen)}
+
+    def validate(self, network, images, labels):
+        self.count("validate")
+        return super().validate(network, images, labels)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"].clone()
+
+
+@pytest.mark.parametrize(("where", "call"), [("loss", 1), ("loss", 7), ("validate", 2)])
+def test_an_interruption_in_the_middle_loses_no_step(tmp_path, where, call):
+    settings = replace(SETTINGS, log_every=1, checkpoint_every=100)
+    expected, told, seen = {}, {}, []
+    weights, result = run(
+        settings, Interrupted("", 0), on_step=lambda m, step: expected.update({step: m})
+    )
+
+    def tell(metrics, step):
+        seen.append(step)
+        told[step] = metrics
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, Interrupted(where, call), checkpoint_dir=tmp_path, on_step=tell)
+    assert load_checkpoint(tmp_path)[1]["step"] == (call - 1 if where == "loss" else 8)
+    resumed, again = run(settings, Interrupted("", 0), checkpoint_dir=tmp_path, on_step=tell)
+    assert same(weights, resumed)
+    assert again.history == result.history
+    assert told == expected
+    assert seen == list(range(1, 13))
+
+
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(tmp_path, monkeypatch):
+    """Half of the weights updated would be a state that no run without the signal has."""
+    weights, _ = run()
+    step = torch.optim.AdamW.step
+    calls = []
+
+    def interrupted_step(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint_dir=tmp_path)
+    assert load_checkpoint(tmp_path)[1]["step"] == 6
+    resumed, _ = run(checkpoint_dir=tmp_path)
+    assert same(weights, resumed)
+
+
+def test_moments_keep_the_layout_of_their_weights(tmp_path):
+    """Saved as rows of an array, used by an optimiser that walks through memory."""
+
+    def trained(**options):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)]
+        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 2))
+        network.to(memory_format=torch.channels_last)
+        sets = make_images(), make_images(10, seed=1)
+        train(network, Classification(), *sets, settings=SETTINGS, **options)
+        return network.state_dict()
+
+    weights = trained()
+    steps = iter(range(100))
+    trained(checkpoint_dir=tmp_path, should_stop=lambda: next(steps) == 6)
+    assert same(weights, trained(checkpoint_dir=tmp_path))
+
+
+def test_a_finished_training_is_not_trained_further(tmp_path):
+    """What comes after training can be killed too, and then training is asked for again."""
+    weights, result = run(checkpoint_dir=tmp_path)
+    again, result_again = run(checkpoint_dir=tmp_path, on_step=lambda metrics, step: 1 / 0)
+    assert same(weights, again)
+    assert (result_again.steps, result_again.history) == (result.steps, result.history)
+    assert result_again.stopped == result.stopped
+
+
 KILLED = """
 import sys, time
 from dataclasses import replace
@@ -195,6 +294,51 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_images(tmp_path):
     tensors, state = load_checkpoint(tmp_path)
     assert state["step"] == 5
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_can_be_left_out(bad, caplog, tmp_path):
+    class Diverging(Classification):
+        def loss(self, network, images, labels, generator):
+            loss, metrics = super().loss(network, images, labels, generator)
+            self.calls = getattr(self, "calls", 0) + 1
+            return loss * (bad if self.calls in (3, 6) else 1), metrics
+
+    told = {}
+    settings = replace(SETTINGS, nonfinite="skip", log_every=1)
+    weights, result = run(
+        settings, Diverging(), checkpoint_dir=tmp_path, on_step=lambda m, s: told.update({s: m})
+    )
+    assert result.steps == 12
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert told[3] == {"skipped_steps": 1.0}
+    assert told[6] == {"skipped_steps": 2.0}
+    assert "loss" in told[7]
+    assert "step 5" in caplog.text
+
+
+def test_not_every_batch_can_be_left_out():
+    class Diverged(Classification):
+        def loss(self, network, images, labels, generator):
+            loss, metrics = super().loss(network, images, labels, generator)
+            return loss * math.nan, metrics
+
+    with pytest.raises(TrainingDiverged, match="step 100"):
+        run(replace(SETTINGS, budget="steps:200", nonfinite="skip"), Diverged())
+
+
+def test_a_jump_of_the_clock_changes_no_budget(monkeypatch):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 86_400)
+    jumps = []
+
+    def jump(metrics, step):
+        jumps.append(step)
+        monkeypatch.setattr(time, "time", lambda: real() + 86_400 * len(jumps))
+
+    _, result = run(replace(SETTINGS, budget="seconds:1", log_every=1), on_step=jump)
+    assert len(jumps) > 1
+    assert 1 <= result.seconds < 10
 
 
 class Scripted(Classification):
@@ -326,6 +470,7 @@ def test_model_range_spans_minus_one_to_one_and_back():
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"unlabelled_share": 1.0}, "unlabelled_share"),
         ({"precision": "fp16"}, "precision"),
+        ({"nonfinite": "ignore"}, "nonfinite"),
         ({"patience": -1}, "patience"),
     ],
 )

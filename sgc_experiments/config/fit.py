@@ -118,6 +118,7 @@ class FitConfig(DataConfig):
     patience: int = Field(
         0, ge=0, description="validations without gain before training stops (0: use the budget)"
     )
+    checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     device: str = Field(
         AUTO,
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -125,6 +126,9 @@ class FitConfig(DataConfig):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         AUTO, description="the precision of the network (auto: bf16 on a GPU that has it)"
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="what to do with a batch whose loss is not finite"
     )
     compile: bool = Field(False, description="compile the network; pays for long runs")
 

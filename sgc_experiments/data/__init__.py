@@ -212,7 +212,7 @@ def _digest(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def show_stages(dataset: ImageDataset, rows: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+def show_stages(dataset: ImageDataset, rows: pd.DataFrame) -> list[dict[str, np.ndarray] | None]:
     """Prepare some images again and keep a picture of each step.
 
     Args:
@@ -220,11 +220,12 @@ def show_stages(dataset: ImageDataset, rows: pd.DataFrame) -> list[dict[str, np.
         rows: rows of its table.
 
     Returns:
-        For each row the fields of `stages.Stages` by name.
+        For each row the fields of `stages.Stages` by name; None if its file has vanished since.
     """
     from sgc_experiments.data.decode_pool import run_isolated
     from sgc_experiments.data.prepare import PrepareTask
     from sgc_experiments.data.preprocess import PreprocessSettings
+    from sgc_experiments.data.rejection import RejectedFile
     from sgc_experiments.data.stages import stages_of_file
 
     settings = PreprocessSettings(**dataset.preprocessing)
@@ -233,4 +234,7 @@ def show_stages(dataset: ImageDataset, rows: pd.DataFrame) -> list[dict[str, np.
         for path, lesions in rows[["path", "lesions"]].itertuples(index=False)
     ]
     stages = dict(run_isolated(stages_of_file, tasks))
-    return [stages[position]._asdict() for position in range(len(tasks))]
+    return [
+        None if isinstance(stages[position], RejectedFile) else stages[position]._asdict()
+        for position in range(len(tasks))
+    ]

@@ -29,7 +29,8 @@ def main(descriptor: int, timeout: float, memory: int) -> None:
             of a decoder, even if the caller is gone.
         memory: address space in bytes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides what Ctrl-C means
+    for number in (signal.SIGINT, signal.SIGTERM):  # the caller decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     connection = Connection(descriptor)
     try:

@@ -61,6 +61,7 @@ _BESIDE_TRAINING = frozenset(
         "table",
         "cache_dir",
         "config",
+        "checkpoint_every",
         "workers",
         "bootstrap",
         "register_model",

@@ -95,6 +95,8 @@ def training_settings(config: TrainConfig) -> TrainingSettings:
         patience=config.patience,
         precision=config.precision,
         device=config.device,
+        nonfinite=config.nonfinite,
+        checkpoint_every=config.checkpoint_every,
         compile=config.compile,
         seed=config.seed,
         augmentation=_augmentation(config),

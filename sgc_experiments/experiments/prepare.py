@@ -44,7 +44,8 @@ def prepare(config: PrepareConfig) -> None:
     """
     config = resolve_defaults(config, gpu=choose_device("auto").type == "cuda")
     name = f"prepare-{config.dataset}-{config.input}{config.image_size}"
-    with start_run(name, {"entry_point": "prepare", "dataset": config.dataset}) as run:
+    tags = {"entry_point": "prepare", "dataset": config.dataset}
+    with start_run(name, tags) as run:
         run.log_config(config.model_dump())
         run.log_environment()
         data = load_data(config)
@@ -92,9 +93,14 @@ def count_reasons(dataset: ImageDataset) -> pd.DataFrame:
 def _show_examples(run: TrackedRun, config: PrepareConfig, data: Data) -> None:
     table = data.dataset.table
     chosen = table.groupby("label").head(config.examples).sort_values("label", kind="stable")
-    stages = show_stages(data.dataset, chosen)
-    captions = [data.dataset.classes[label] for label in chosen["label"]]
-    run.log_figure(figures.preparation_stages(stages, captions), "preparation_stages")
+    shown = [
+        (stages, data.dataset.classes[label])
+        for stages, label in zip(show_stages(data.dataset, chosen), chosen["label"], strict=True)
+        if stages is not None
+    ]
+    if shown:
+        stages, captions = map(list, zip(*shown, strict=True))
+        run.log_figure(figures.preparation_stages(stages, captions), "preparation_stages")
 
 
 def quality_report(

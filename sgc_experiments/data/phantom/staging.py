@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import multiprocessing
 import os
 import shutil
@@ -9,7 +11,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,13 +38,40 @@ def staged(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose a new folder, or delete it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    prefix = f".{out.name}-"
+    with ExitStack() as held:
+        with _locked(out.parent):
+            _remove_abandoned(out.parent, prefix)
+            staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+            held.enter_context(_locked(staging))
+        try:
+            yield staging
+            staging.chmod(0o755)  # mkdtemp's folders are private
+            os.replace(staging, out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a folder; the kernel frees it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is false.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp's folders are private
-        os.replace(staging, out)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what killed processes have left; those at work have locked their folders."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), _locked(folder, wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_parallel(
@@ -86,9 +115,10 @@ def in_parallel(
 
 
 def _start_worker() -> None:
-    """One thread per process; Ctrl-C is for the parent, which then stops its workers."""
+    """One thread per process; a signal is for the parent, which then stops its workers."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def ranks(patients: int, *, seed: int) -> list[tuple[bool, int]]:

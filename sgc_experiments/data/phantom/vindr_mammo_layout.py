@@ -99,7 +99,7 @@ def write_vindr_mammo(
 
 
 def _digest(*source: object) -> str:
-    return hashlib.md5(repr(("vindr_mammo", *source)).encode()).hexdigest()
+    return hashlib.md5(repr(("vindr_mammo", *source)).encode(), usedforsecurity=False).hexdigest()
 
 
 def _write_study(job: Job) -> list[Row]:

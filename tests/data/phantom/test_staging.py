@@ -30,6 +30,16 @@ def test_an_empty_folder_may_be_filled_and_a_full_one_not(tmp_path):
         pass
 
 
+def test_what_a_killed_process_left_is_removed_and_what_another_works_on_is_not(tmp_path):
+    abandoned = tmp_path / ".out-killed"
+    abandoned.mkdir()
+    with staged(tmp_path / "out") as at_work:
+        assert not abandoned.exists()
+        (at_work / "file").touch()
+        with staged(tmp_path / "out"):
+            assert (at_work / "file").exists()
+
+
 def test_results_keep_their_order_over_processes():
     assert in_parallel(abs, range(-40, 0), workers=2) == list(range(40, 0, -1))
 
