@@ -42,8 +42,9 @@ from sgc_experiments.data.rejection import RejectedFile
 
 _SETTINGS = PreprocessSettings(input="whole", image_size=384, clahe=True)
 _LOAD = """
-import resource, sys
+import sys
 from pathlib import Path
+from benchmarks.memory import peak_megabytes
 from sgc_experiments.data import load_dataset
 
 dataset = load_dataset(
@@ -52,7 +53,7 @@ dataset = load_dataset(
 )
 for k in range(0, len(dataset.images), 256):
     dataset.images[k : k + 256].sum()
-print(len(dataset.images), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(len(dataset.images), peak_megabytes())
 """
 
 
@@ -154,13 +155,14 @@ def _load(folder: Path, count: int) -> tuple[int, float]:
     release = _many_images(folder, count)
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, str(release), str(folder / "cache")],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,
     )
-    loaded, kilobytes = done.stdout.split()
+    loaded, megabytes = done.stdout.split()
     shutil.rmtree(folder)
-    return int(loaded), int(kilobytes) * 1024 / 1e6
+    return int(loaded), float(megabytes)
 
 
 def _many_images(folder: Path, count: int) -> Path:

@@ -14,7 +14,6 @@ images_exponent        seconds of an epoch's batches (order, reading from disk, 
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.memory import peak_megabytes
 from benchmarks.report import Result, json_line, note
 from sgc_experiments.augmentation import AugmentationSettings, augment
 from sgc_experiments.batches import BatchOrder, to_model_range
@@ -140,7 +140,7 @@ def _apart(task: Callable[[int], float], value: int) -> Point:
 
 def _point(task: Callable[[int], float], value: int) -> Point:
     seconds = task(value)
-    return Point(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+    return Point(seconds, peak_megabytes())
 
 
 def exponent(values: Sequence[int], costs: Sequence[float]) -> float:

@@ -135,7 +135,8 @@ def _held_out_auc(
     """AUC on the test images, from the band of noise levels that validation images choose."""
     draws = make_draws(validation.shape[1:], LogSNRDensity.uniform(*ends), _DRAWS)
     of_validation, of_test = (squared_errors(network, x, draws) for x in (validation, test))
-    low, high = choose_band(of_validation, draws.log_snr, crops.validation.labels, *ends)
+    levels, labels = draws.log_snr, crops.validation.labels
+    low, high = choose_band(of_validation, levels, labels, *ends, draws=_DRAWS // 4)
     inside = (draws.log_snr >= low) & (draws.log_snr <= high)
     evidence = -of_test[:, inside].sum(1).numpy()
     return mean_pairwise_auc(evidence, crops.test.labels, range(2))
