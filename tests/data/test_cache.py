@@ -1,5 +1,6 @@
 """A cache is whole, right and shared, or it is made anew."""
 
+import fcntl
 import json
 import os
 import signal
@@ -146,13 +147,19 @@ def flip_byte(path: Path) -> None:
 
 
 def test_two_processes_fill_one_cache_once(release, tmp_path):
-    both = [other_process(release, tmp_path) for _ in range(2)]
+    opened(release, tmp_path / "elsewhere")
+    (name,) = (folder.name for folder in folders(tmp_path / "elsewhere"))
+    lock = tmp_path / "images" / f"{name}.lock"
+    lock.parent.mkdir()
+    with lock.open("a") as held:  # until both wait, so that they are sure to meet
+        fcntl.flock(held, fcntl.LOCK_EX)
+        both = [other_process(release, tmp_path) for _ in range(2)]
+        assert all("waiting for it" in process.stderr.readline() for process in both)
     outputs = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0][0] == outputs[1][0]
     assert outputs[0][0].split()[1] == "6"
     assert len(folders(tmp_path)) == 1
-    assert "waiting for it" in outputs[0][1] + outputs[1][1]
 
 
 def test_a_kill_in_the_middle_leaves_nothing_half_and_what_is_done_is_kept(tmp_path):
