@@ -131,7 +131,12 @@ class TrackedRun:
             # MLflow's advice on missing integers is for models' inputs; labels are never missing.
             warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer")
             dataset = mlflow.data.from_pandas(table, name=name, digest=digest[:36], targets="label")
-            mlflow.log_input(dataset, context=context)
+            try:
+                mlflow.log_input(dataset, context=context)
+            except MlflowException:
+                # MLflow looks for the dataset before it adds it, so of two runs that log one
+                # dataset at one moment the later is refused; it finds the dataset the next time.
+                mlflow.log_input(dataset, context=context)
 
     def show_below(self, run_id: str) -> None:
         """Let the UI list this run below another."""
