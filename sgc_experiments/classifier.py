@@ -44,6 +44,7 @@ _NETWORK = (
     *("channels", "blocks", "patch", "prediction", "class_conditioning", "dropout"),
     "standardisation",
 )
+_DETAIL = {"log_snr_shift": 5.0}
 _PLANNING_DRAWS = 64
 _PLANNING_IMAGES = 256
 
@@ -57,7 +58,8 @@ class ScoreBasedClassifier:
         classes: Names, in the order of the labels.
         image_size: Side S of the images in pixels.
         sde: Name in `sde.SDES`.
-        sde_parameters: For `sde.make_sde`.
+        sde_parameters: For `sde.make_sde`; None shifts the log-SNR by 5, to where lesions of the
+            phantom, low in contrast, are told apart.
         channels: See `ScoreNetwork`, as for the six that follow.
         blocks: Residual blocks per level and direction.
         patch: Side of the square of pixels that the stem folds.
@@ -81,30 +83,30 @@ class ScoreBasedClassifier:
     def __init__(
         self,
         classes: Sequence[str] = ("benign", "malignant"),
-        image_size: int = 48,
+        image_size: int = 32,
         *,
-        sde: str = "vp",
+        sde: str = "cosine",
         sde_parameters: dict[str, Any] | None = None,
-        channels: Sequence[int] = (32, 64, 128),
+        channels: Sequence[int] = (32, 64, 96, 128),
         blocks: int = 1,
         patch: int = 2,
         prediction: str = "v",
         class_conditioning: str = "all",
         dropout: float = 0.0,
-        standardisation: str = "image",
+        standardisation: str = "dataset",
         log_snr_min: float = -4.0,
         log_snr_max: float = 10.0,
-        weighting: str = "elbo",
+        weighting: str = "simple",
         log_snr_sampling: str = "stratified",
         hybrid_weight: float = 0.0,
         label_dropout: float = 0.0,
-        evaluations: int = 16,
+        evaluations: int = 32,
     ) -> None:
         self.arguments = {
             "classes": list(classes),
             "image_size": image_size,
             "sde": sde,
-            "sde_parameters": dict(sde_parameters or {}),
+            "sde_parameters": dict(_DETAIL if sde_parameters is None else sde_parameters),
             "channels": list(channels),
             "blocks": blocks,
             "patch": patch,

@@ -9,8 +9,9 @@ with w in proportion to
     "min_snr":  the same times min(1, γ e^{−λ}) (Hang et al., arXiv:2303.09556);
     "sigmoid":  sigmoid(b − λ) (Kingma & Gao, arXiv:2303.00848).
 
-How λ is sampled never changes L: every sample is divided by its density. It may be "uniform",
-"stratified" over the batch, or "importance", from a density that follows √E loss² as it is seen.
+How λ is sampled never changes L: every sample is divided by its density. That is w itself, drawn
+from independently ("uniform": in w's own measure) or "stratified" over the batch; or, with
+"importance", a density that follows √E loss² as it is seen.
 
 The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
 class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ): the
@@ -27,13 +28,14 @@ from torch.nn.functional import cross_entropy
 
 from sgc_experiments.batches import to_model_range
 from sgc_experiments.evaluation_plan import mean_pairwise_auc
-from sgc_experiments.likelihood import log_odds_from_errors, make_draws, squared_errors
+from sgc_experiments.likelihood import make_draws, squared_errors
 from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
 from sgc_experiments.score_network import ScoreNetwork, alpha_sigma, repeat
 from sgc_experiments.sde import SDE
 
 WEIGHTINGS = ("elbo", "simple", "min_snr", "sigmoid")
 _BINS = 32  # of the importance-sampling density
+_WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
@@ -96,6 +98,10 @@ class DenoisingScoreMatching(nn.Module):
         self.hybrid_weight, self.label_dropout = hybrid_weight, label_dropout
         grid = torch.linspace(self.low, self.high, 2001, dtype=torch.float64)
         self._normaliser = float(torch.trapezoid(self._unnormalised_weight(grid), grid))
+        edges = torch.linspace(self.low, self.high, _WEIGHT_BINS + 1, dtype=torch.float64)
+        masses = self.weight((edges[1:] + edges[:-1]) / 2)
+        # A bin without weight (min_snr, far out) keeps a chance, or L could not be estimated.
+        self._weight_as_density = LogSNRDensity(edges, masses.clamp(min=1e-6))
         # Decaying sums of squared losses and of their number, per bin.
         self.register_buffer("squared_loss", torch.zeros(_BINS, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(_BINS, dtype=torch.float64))
@@ -120,7 +126,7 @@ class DenoisingScoreMatching(nn.Module):
     def sampling_density(self) -> LogSNRDensity:
         """q(λ) of the next batch."""
         if self.log_snr_sampling != "importance":
-            return LogSNRDensity.uniform(self.low, self.high)
+            return self._weight_as_density
         masses = torch.full((_BINS,), 1 / _BINS, dtype=torch.float64)
         if self.seen.all():
             ideal = (self.squared_loss / self.seen).sqrt().cpu()
@@ -231,19 +237,17 @@ class DenoisingScoreMatching(nn.Module):
         """
         device = network.pixel_mean.device
         x = network.standardise(to_model_range(images).to(device))
-        draws = make_draws(
-            x.shape[1:], LogSNRDensity.uniform(self.low, self.high), _VALIDATION_DRAWS
-        )
+        draws = make_draws(x.shape[1:], self._weight_as_density, _VALIDATION_DRAWS)
         errors = squared_errors(network, x, draws)
         target = torch.as_tensor(labels)
         per_pixel = errors / x[0].numel()
         own = per_pixel[torch.arange(len(x)), :, target]
         weight = self.weight(draws.log_snr) * draws.weight
-        log_odds, _ = log_odds_from_errors(errors, draws)
+        evidence = -(errors * weight[:, None]).sum(1)
         metrics = {
             "validation_loss": float((own * weight).sum(1).mean()),
-            "validation_accuracy": float((log_odds.argmax(1) == target).double().mean()),
-            "validation_auc": mean_pairwise_auc(log_odds.numpy(), labels, range(network.classes)),
+            "validation_accuracy": float((evidence.argmax(1) == target).double().mean()),
+            "validation_auc": mean_pairwise_auc(evidence.numpy(), labels, range(network.classes)),
         }
         if self.hybrid_weight:
             # Draw by draw, as in training.

@@ -132,13 +132,13 @@ class ScoreNetwork(nn.Module):
         self,
         classes: int,
         *,
-        channels: Sequence[int] = (32, 64, 128),
+        channels: Sequence[int] = (32, 64, 96, 128),
         blocks: int = 2,
         patch: int = 2,
         prediction: str = "v",
         class_conditioning: str = "all",
         dropout: float = 0.0,
-        standardisation: str = "image",
+        standardisation: str = "dataset",
     ) -> None:
         super().__init__()
         _check(classes, channels, blocks, patch, prediction, class_conditioning, dropout)

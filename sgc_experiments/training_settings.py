@@ -43,18 +43,18 @@ class TrainingSettings:
         ValueError: A setting is out of range; the message names it.
     """
 
-    budget: str = "steps:800"
+    budget: str = "steps:2000"
     batch_size: int = 32
     accumulate: int = 1
     gradient_checkpointing: bool = False
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     ema_decay: float = 0.998
     gradient_clip: float = 1.0
     balanced: bool = True
     unlabelled_share: float = 0.5
-    validate_every: int = 100
+    validate_every: int = 200
     patience: int = 0
     precision: str = "auto"
     device: str = "auto"

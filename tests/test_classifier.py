@@ -157,7 +157,7 @@ def test_maps_sum_to_the_log_odds_and_point_at_the_evidence(fitted):
 
 def test_evaluations_are_counted_and_can_be_overridden(fitted):
     images = blobs(4, seed=6).images
-    assert fitted.predict_log_odds(images).evaluations == 16
+    assert fitted.predict_log_odds(images).evaluations == 32
     many = fitted.predict_log_odds(images, evaluations=128)
     assert many.evaluations == 128
     few = fitted.predict_log_odds(images, evaluations=16, seed=1)

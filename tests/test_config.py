@@ -68,7 +68,7 @@ def test_a_wrong_name_in_a_file_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "gpu", "kind", "size"),
     [
-        ("phantom", False, "roi", 48),
+        ("phantom", False, "roi", 32),
         ("inbreast", True, "whole", 384),
         ("inbreast", False, "whole", 96),
     ],
@@ -90,19 +90,19 @@ def test_help_lists_every_parameter_with_its_default(capsys):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ([], "sgc-phantom-roi48-seed0"),
+        ([], "sgc-phantom-roi32-seed0"),
         (
             ["--model", "resnet18", "--pretrained", "true"],
-            "resnet18-phantom-roi48-seed0 pretrained=True",
+            "resnet18-phantom-roi32-seed0 pretrained=True",
         ),
         (
             ["--sde", "ve", "--learning_rate", "1e-3", "--channels", "16,32"],
-            "sgc-phantom-roi48-seed0 sde=ve channels=16-32 learning_rate=0.001",
+            "sgc-phantom-roi32-seed0 sde=ve channels=16-32 learning_rate=0.001",
         ),
-        (["--workers", "3", "--bootstrap", "100", "--device", "cpu"], "sgc-phantom-roi48-seed0"),
+        (["--workers", "3", "--bootstrap", "100", "--device", "cpu"], "sgc-phantom-roi32-seed0"),
         (
             ["--clahe=true", "--sde=ve", "--blocks=2", "--patch=4", "--dropout=0.1", "--folds=5"],
-            "sgc-phantom-roi48-5folds-seed0 clahe=True sde=ve blocks=2 patch=4 +1",
+            "sgc-phantom-roi32-5folds-seed0 clahe=True sde=ve blocks=2 patch=4 +1",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_what_is_fixed_holds_where_no_condition_asks_for_it_too():
 
 
 def test_a_start_outside_the_space_is_moved_to_its_nearest_point():
-    start = tuning("--search", "log_snr_max=12:14,evaluations=8|32").start()
+    start = tuning("--search", "log_snr_max=12:14,evaluations=8|64").start()
     assert start["log_snr_max"] == 12
     assert start["evaluations"] == "8"
 

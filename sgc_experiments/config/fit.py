@@ -16,17 +16,19 @@ class FitConfig(DataConfig):
 
     config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
 
-    sde: Literal["vp", "cosine", "sub_vp", "ve"] = Field("vp", description="the diffusion process")
+    sde: Literal["vp", "cosine", "sub_vp", "ve"] = Field(
+        "cosine", description="the diffusion process"
+    )
     beta_min: float = Field(0.1, gt=0, le=100, description="the noise rate at t = 0 (vp, sub_vp)")
     beta_max: float = Field(20.0, gt=0, le=1000, description="the noise rate at t = 1 (vp, sub_vp)")
     sigma_min: float = Field(0.001, gt=0, le=1, description="the smallest noise scale (ve)")
     sigma_max: float = Field(150.0, gt=0, le=1e4, description="the largest noise scale (ve)")
     log_snr_shift: float = Field(
-        0.0, ge=-20, le=20, description="a shift of the log-SNR, for large images"
+        5.0, ge=-20, le=20, description="a shift of the log-SNR, towards the detail to be seen"
     )
 
     channels: Channels = Field(
-        (32, 64, 128), description="the network's channels per level, such as 32,64,128,256,512"
+        (32, 64, 96, 128), description="the network's channels per level, such as 32,64,128,256,512"
     )
     blocks: int = Field(1, ge=1, le=8, description="the residual blocks per level and direction")
     patch: int = Field(
@@ -39,7 +41,7 @@ class FitConfig(DataConfig):
     dropout: float = Field(0.0, ge=0, lt=1, description="the dropout in the network's blocks")
     prediction: Literal["eps", "v", "x0"] = Field("v", description="what the network predicts")
     standardisation: Literal["image", "dataset"] = Field(
-        "image", description="whose mean and standard deviation the pixels are measured in"
+        "dataset", description="whose mean and standard deviation the pixels are measured in"
     )
     log_snr_min: float = Field(-4.0, ge=-30, le=30, description="the lowest log-SNR trained on")
     log_snr_max: float = Field(10.0, ge=-30, le=30, description="the highest log-SNR trained on")
@@ -47,7 +49,9 @@ class FitConfig(DataConfig):
         "stratified", description="how noise levels are drawn in training"
     )
     weighting: Literal["simple", "elbo", "min_snr", "sigmoid"] = Field(
-        "elbo", description="the weight of each noise level in the loss"
+        "simple",
+        description="the weight of each noise level in the loss (simple: the time that the "
+        "diffusion process spends there)",
     )
     hybrid_weight: float = Field(
         0.0, ge=0, le=100, description="the weight of the class cross-entropy beside the denoising"
@@ -69,11 +73,11 @@ class FitConfig(DataConfig):
         description="a registered model whose weights sgc starts from, models:/NAME@ALIAS",
     )
     evaluations: int = Field(
-        16, ge=4, le=4096, description="network evaluations per image over all classes"
+        32, ge=4, le=4096, description="network evaluations per image over all classes"
     )
 
     budget: str = Field(
-        "steps:800",
+        "steps:2000",
         pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
         description="how long to train: steps:N, images:N or seconds:N",
     )
@@ -90,7 +94,7 @@ class FitConfig(DataConfig):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
         AUTO,
         description="the peak learning rate of AdamW "
-        "(auto: 0.002 for sgc, 0.001 for a timm model, 0.0003 from pretrained weights)",
+        "(auto: 0.006 for sgc, 0.001 for a timm model, 0.0003 from pretrained weights)",
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="the weight decay of AdamW")
     ema_decay: float = Field(
@@ -114,7 +118,7 @@ class FitConfig(DataConfig):
     brightness: float = Field(
         0.0, ge=0, le=1, description="the largest random change of the mean, range −1 to 1"
     )
-    validate_every: int = Field(100, ge=1, description="optimiser steps between validations")
+    validate_every: int = Field(200, ge=1, description="optimiser steps between validations")
     patience: int = Field(
         0, ge=0, description="validations without gain before training stops (0: use the budget)"
     )
@@ -125,7 +129,8 @@ class FitConfig(DataConfig):
         description="where the network runs: auto, cpu, cuda, cuda:1 or mps",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        AUTO, description="the precision of the network (auto: bf16 on a GPU that has it)"
+        AUTO,
+        description="the precision of the network (auto: bf16 where the hardware multiplies it)",
     )
     nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="what to do with a batch whose loss is not finite"
@@ -224,7 +229,7 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
         changes["input"] = "roi" if config.dataset == "phantom" else "whole"
     kind = changes.get("input", config.input)
     if config.image_size == AUTO:
-        changes["image_size"] = {"roi": 48, "whole": 384 if gpu else 96}[kind]
+        changes["image_size"] = {"roi": 32, "whole": 384 if gpu else 96}[kind]
     if isinstance(config, FitConfig) and config.transpose == AUTO:
         changes["transpose"] = kind == "roi"
     if isinstance(config, TrainConfig) and config.learning_rate == AUTO:
@@ -258,5 +263,5 @@ def departures(config: TrainConfig) -> dict[str, Any]:
 
 def _learning_rate(config: TrainConfig) -> float:
     if config.model == GENERATIVE_MODEL:
-        return 2e-3
+        return 6e-3
     return 3e-4 if config.pretrained or config.weights else 1e-3

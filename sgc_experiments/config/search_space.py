@@ -11,7 +11,7 @@ told in its time; "elbo" and "sigmoid" are functions of the log-SNR (see ``objec
     name=a|b|c             a choice
     name=a                 fixed
 
-Channels are written with hyphens: ``channels=32-64-128|48-96-192``.
+Channels are written with hyphens: ``channels=32-64-96|48-96-144``.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ SEARCH_SPACE: SearchSpace = {
     "beta_min": Range(0.01, 1.0, log=True, when=("sde", ("vp", "sub_vp"))),
     "beta_max": Range(5.0, 40.0, when=("sde", ("vp", "sub_vp"))),
     "sigma_max": Range(10.0, 500.0, log=True, when=("sde", ("ve",))),
-    "log_snr_shift": Range(-4.0, 4.0, when=("sde", ("cosine",))),
+    "log_snr_shift": Range(0.0, 8.0, when=("sde", ("cosine",))),
     "log_snr_min": Range(-8.0, -2.0),
     "log_snr_max": Range(6.0, 14.0),
     "log_snr_sampling": Choice(("uniform", "stratified", "importance")),
-    "channels": Choice(("24-48-96", "32-64-128", "48-96-192")),
-    "learning_rate": Range(5e-4, 5e-3, log=True),
+    "channels": Choice(("24-48-72-96", "32-64-96-128", "48-96-144-192")),
+    "learning_rate": Range(1e-3, 1.5e-2, log=True),
     "ema_decay": Choice(("0.99", "0.995", "0.998", "0.999")),
     "hybrid_weight": Choice(("0", "0.01", "0.1", "1")),
-    "evaluations": Choice(("8", "16", "32")),
+    "evaluations": Choice(("16", "32", "64")),
 }
 # What may be added to a search.
 TUNABLE = (
