@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(patients=40, image_size=32, budget="steps:120", images=16, batch=16)
-FULL = Size(patients=320, image_size=48, budget="steps:800", images=10_000, batch=64)
+FULL = Size(patients=320, image_size=32, budget="steps:2000", images=10_000, batch=64)
 
 
 def measure(size: Size) -> Result:

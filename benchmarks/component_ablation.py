@@ -1,9 +1,11 @@
 """What each part of the generative classifier brings: one changed at a time, at equal wall time.
 
-On lesion crops of the hard phantom, at several numbers of patients, all with the same split, seed
-and budget; a network of timm from scratch stands beside them. Intervals are 95 %, over patients.
+On lesion crops of the hard phantom, all with the same split, seed and budget; a network of timm
+from scratch stands beside them, and at several numbers of patients against the reference.
+Intervals are 95 %, over patients.
 
 auc_PART_N               of the test images, trained on N patients (0: all of them)
+gain_PART_N              that of the reference minus that of PART, of the same images
 """
 
 from typing import Any, NamedTuple
@@ -21,85 +23,116 @@ from sgc_experiments.protocol import Classifier
 from sgc_experiments.training import TrainingSettings
 
 
-class Size(NamedTuple):
-    """How much is measured: `subsets` are numbers of patients, 0 for all."""
-
-    patients: int
-    subsets: tuple[int, ...]
-    budget: str
-    parts: tuple[str, ...] | None = None
-
-
 class Part(NamedTuple):
     """What differs from the reference, in whose place `network` names a network of timm."""
 
     model: dict[str, Any] = {}  # noqa: RUF012 - never written to
     settings: dict[str, Any] = {}  # noqa: RUF012
-    transpose: bool = True
+    augmentation: dict[str, float | bool] = {}  # noqa: RUF012
     image_size: int = 32
     network: str | None = None
 
 
-REFERENCE = {"log_snr_min": 0.0}
+REFERENCE = "reference"
 PARTS = {
-    "reference": Part(),
+    REFERENCE: Part(),
     "48_pixels": Part(image_size=48),
+    "three_levels": Part(model={"channels": (32, 64, 128)}),
+    "two_levels": Part(model={"channels": (32, 64)}),
+    "all_levels_of_noise_alike": Part(model={"weighting": "elbo"}),
+    "no_shift": Part(model={"sde_parameters": {"log_snr_shift": 0.0}}),
+    "image_standardised": Part(model={"standardisation": "image"}),
+    "learning_rate_of_0.002": Part(settings={"learning_rate": 2e-3}),
+    "four_symmetries": Part(augmentation={"transpose": False}),
+    "distortions": Part(
+        augmentation={"rotation": 15.0, "scale": 0.15, "shift": 0.05, "contrast": 0.2}
+    ),
     "fp32": Part(settings={"precision": "fp32"}),
-    "four_symmetries": Part(transpose=False),
-    "levels_from_-4": Part(model={"log_snr_min": -4.0}),
-    "class_in_head": Part(model={"class_conditioning": "head"}),
-    "class_in_head_hybrid": Part(model={"class_conditioning": "head", "hybrid_weight": 1e-3}),
-    "hybrid": Part(model={"hybrid_weight": 1e-3}),
+    "hybrid": Part(model={"hybrid_weight": 0.01}),
     "resnet10t": Part(network="resnet10t"),
 }
-QUICK = Size(patients=40, subsets=(0,), budget="steps:10", parts=("reference", "resnet10t"))
-FULL = Size(patients=600, subsets=(50, 100, 0), budget="seconds:90")
+RIVALS = (REFERENCE, "hybrid", "resnet10t")
+
+
+class Size(NamedTuple):
+    """How much is measured: `subsets` are numbers of patients, 0 for all.
+
+    All `parts` are measured on all patients, and `rivals` on fewer.
+    """
+
+    patients: int
+    subsets: tuple[int, ...]
+    budget: str
+    parts: tuple[str, ...] = tuple(PARTS)
+    rivals: tuple[str, ...] = RIVALS
+
+
+QUICK = Size(40, (0,), "steps:10", parts=(REFERENCE, "resnet10t"))
+FULL = Size(patients=600, subsets=(0, 100, 50), budget="seconds:120")
 
 
 def measure(size: Size) -> Result:
-    """Train and test every part at every number of patients."""
+    """Train and test the parts, the reference first, at every number of patients."""
     result: Result = {}
     for subset in size.subsets:
-        for name in size.parts or PARTS:
+        reference = np.zeros(0)
+        for name in size.rivals if subset else size.parts:
             part = PARTS[name]
             crops = phantom_crops(
                 size.patients, part.image_size, difficulty="hard", n_patients=subset or None
             )
-            auc, low, high = _auc_of(part, crops, size.budget)
-            note(f"{subset or 'all'} patients, {name}: AUC {auc:.3f} ({low:.3f} to {high:.3f})")
-            result[f"auc_{name}_{subset}"] = auc
+            scores = _scores(part, crops, size.budget)
+            if name == REFERENCE:
+                reference = scores
+            text = f"{subset or 'all'} patients, {name}:"
+            for figure, (value, low, high) in _compare(scores, reference, crops).items():
+                if figure == "gain" and name == REFERENCE:
+                    continue
+                text += f" {figure} {value:.3f} ({low:.3f} to {high:.3f})"
+                result[f"{figure}_{name}_{subset}"] = value
+            note(text)
     return result
 
 
-def _auc_of(part: Part, crops: Crops, budget: str) -> tuple[float, float, float]:
-    """Test AUC after training, with its interval."""
+def _scores(part: Part, crops: Crops, budget: str) -> np.ndarray:
+    """Log-odds of the test images after training."""
     classes = ("benign", "malignant")
+    settings = {"learning_rate": 1e-3} if part.network else {}
     classifier: Classifier
     if part.network:
         classifier = TimmClassifier(classes, part.image_size, model=part.network)
-        rate = 1e-3
     else:
-        classifier = ScoreBasedClassifier(classes, part.image_size, **REFERENCE | part.model)
-        rate = 2e-3
-    settings = TrainingSettings(
-        budget=budget,
-        learning_rate=rate,
-        validate_every=200,
-        progress=False,
-        augmentation=AugmentationSettings(transpose=part.transpose),
-        **part.settings,
+        classifier = ScoreBasedClassifier(classes, part.image_size, **part.model)
+    classifier.fit(
+        crops.train,
+        crops.validation,
+        settings=TrainingSettings(
+            budget=budget,
+            progress=False,
+            augmentation=AugmentationSettings(**{"transpose": True} | part.augmentation),
+            **settings | part.settings,
+        ),
     )
-    classifier.fit(crops.train, crops.validation, settings=settings)
-    scores = classifier.predict_log_odds(crops.test.images).log_odds[:, 1]
-    resamples = bootstrap(
-        lambda weights: {"auc": rank_metrics(crops.test.labels, scores, weights)["auc"]},
-        crops.test_patients,
-        n_bootstrap=2000,
-        seed=0,
-    )
-    estimate = resamples.estimate["auc"]
+    return classifier.predict_log_odds(crops.test.images).log_odds[:, 1]
+
+
+def _compare(
+    scores: np.ndarray, reference: np.ndarray, crops: Crops
+) -> dict[str, tuple[float, float, float]]:
+    """AUC, and what the reference has above it, each with its interval."""
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        auc, of_reference = (
+            rank_metrics(crops.test.labels, s, weights)["auc"] for s in (scores, reference)
+        )
+        return {"auc": auc, "gain": of_reference - auc}
+
+    resamples = bootstrap(figures, crops.test_patients, n_bootstrap=2000, seed=0)
     patients = len(np.unique(crops.test_patients))
-    return (estimate, *interval(estimate, resamples.samples["auc"], n_patients=patients))
+    return {
+        name: (value, *interval(value, resamples.samples[name], n_patients=patients))
+        for name, value in resamples.estimate.items()
+    }
 
 
 if __name__ == "__main__":

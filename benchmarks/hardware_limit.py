@@ -36,8 +36,8 @@ class Size(NamedTuple):
     training_steps: int
 
 
-QUICK = Size(image_size=48, matrix=1024, rounds=3, evaluations=128, training_steps=6)
-FULL = Size(image_size=48, matrix=2048, rounds=12, evaluations=512, training_steps=20)
+QUICK = Size(image_size=32, matrix=1024, rounds=3, evaluations=128, training_steps=6)
+FULL = Size(image_size=32, matrix=2048, rounds=12, evaluations=512, training_steps=20)
 
 
 def measure(size: Size) -> Result:

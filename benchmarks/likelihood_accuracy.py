@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(40, 32, "steps:60", images=1, steps=(16, 32))
-FULL = Size(320, 48, "steps:800", images=6, steps=(16, 32, 64, 128))
+FULL = Size(320, 32, "steps:2000", images=6, steps=(16, 32, 64, 128))
 
 
 def measure(size: Size) -> Result:

@@ -41,7 +41,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(40, 32, "steps:150", target=0.55, look_every=25, patience=4)
-FULL = Size(320, 48, "steps:800", target=0.90, look_every=25, patience=10.5)
+FULL = Size(320, 32, "steps:2000", target=0.90, look_every=25, patience=10.5)
 
 
 def measure(size: Size) -> Result:

@@ -44,12 +44,12 @@ _TAKEN_BY_AN_AXIS = {
     "repeats": "seeds",
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"budget": "steps:400"},
+    "default": {"budget": "steps:1000"},
     "quick": {
         "phantom_patients": 120,
         "sizes": (0.25, "all"),
         "seeds": (0, 1),
-        "budget": "steps:100",
+        "budget": "steps:250",
         "validate_every": 50,
         "bootstrap": 500,
     },
