@@ -315,7 +315,7 @@ def test_variants_differ_from_their_model_by_what_their_name_says():
     assert (hybrid.model, hybrid.hybrid_weight) == ("sgc", 0.01)
     assert (resnet.model, resnet.weights) == ("resnet18", None)
     assert (pretrained.model, pretrained.weights.name) == ("resnet18", "w.safetensors")
-    assert {c.budget for c in (plain, hybrid, resnet, pretrained)} == {"steps:400"}
+    assert {c.budget for c in (plain, hybrid, resnet, pretrained)} == {"steps:1000"}
     assert {(c.seed, c.subset_seed, c.n_patients) for c in (plain, resnet)} == {(3, 3, 20)}
 
 

@@ -49,13 +49,13 @@ class TuneConfig(FitConfig):
     )
     # With these defaults 12 trials and the refits fit into minutes on two CPU cores.
     budget: str = Field(
-        "steps:400",
+        "steps:1000",
         pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
         description="how long to train in a refit: steps:N, images:N or seconds:N",
     )
-    validate_every: int = Field(50, ge=1, description="optimiser steps between validations")
+    validate_every: int = Field(100, ge=1, description="optimiser steps between validations")
     trial_budget: str = Field(
-        "steps:200",
+        "steps:500",
         pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
         description="how long to train in a trial, as budget, which is that of the refits",
     )
