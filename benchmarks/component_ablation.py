@@ -36,6 +36,8 @@ class Part(NamedTuple):
 REFERENCE = "reference"
 PARTS = {
     REFERENCE: Part(),
+    "hybrid": Part(model={"hybrid_weight": 0.01}),
+    "resnet10t": Part(network="resnet10t"),
     "48_pixels": Part(image_size=48),
     "three_levels": Part(model={"channels": (32, 64, 128)}),
     "two_levels": Part(model={"channels": (32, 64)}),
@@ -48,8 +50,6 @@ PARTS = {
         augmentation={"rotation": 15.0, "scale": 0.15, "shift": 0.05, "contrast": 0.2}
     ),
     "fp32": Part(settings={"precision": "fp32"}),
-    "hybrid": Part(model={"hybrid_weight": 0.01}),
-    "resnet10t": Part(network="resnet10t"),
 }
 RIVALS = (REFERENCE, "hybrid", "resnet10t")
 
@@ -68,7 +68,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(40, (0,), "steps:10", parts=(REFERENCE, "resnet10t"))
-FULL = Size(patients=600, subsets=(0, 100, 50), budget="seconds:120")
+FULL = Size(patients=600, subsets=(50, 100, 0), budget="seconds:120")
 
 
 def measure(size: Size) -> Result:
