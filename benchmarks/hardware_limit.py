@@ -53,7 +53,7 @@ def measure(size: Size) -> Result:
     def forward() -> None:
         network.all_classes(z, log_snr)
 
-    low = torch.bfloat16 if has_fast_bf16(torch.device("cpu")) else torch.float32
+    low = torch.bfloat16 if has_fast_bf16(torch.device("cpu"), network) else torch.float32
     factors = {"product": (left, right), "low product": (left.to(low), right.to(low))}
     counts = {"forward": _flops(forward)} | dict.fromkeys(factors, 2 * size.matrix**3)
     times: dict[str, list[float]] = {name: [] for name in (*factors, "forward", "training")}

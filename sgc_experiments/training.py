@@ -204,7 +204,7 @@ class _Run:
             lr=settings.learning_rate,
             fused=True,
         )
-        automatic = settings.precision == "auto" and has_fast_bf16(self.device)
+        automatic = settings.precision == "auto" and has_fast_bf16(self.device, network)
         self.low_precision = automatic or settings.precision == "bf16"
         if settings.gradient_checkpointing:
             network.set_grad_checkpointing(True)

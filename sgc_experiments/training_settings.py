@@ -123,9 +123,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+def has_fast_bf16(device: torch.device, network: torch.nn.Module) -> bool:
+    """Whether a network is faster in bfloat16 than in float32 on this device.
+
+    On a CPU, products of matrices can be; grouped convolutions take twice the time.
+    """
     if device.type == "cuda":
         return True
+    if any(isinstance(m, torch.nn.Conv2d) and m.groups > 1 for m in network.modules()):
+        return False
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

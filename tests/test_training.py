@@ -477,3 +477,14 @@ def test_model_range_spans_minus_one_to_one_and_back():
 def test_a_wrong_setting_is_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         TrainingSettings(**arguments)
+
+
+def test_grouped_convolutions_keep_full_precision_on_a_cpu_alone():
+    grouped = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4))
+    plain = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not has_fast_bf16(cpu, grouped)
+    assert has_fast_bf16(gpu, grouped)
+    capabilities = torch.cpu.get_capabilities()
+    hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    assert has_fast_bf16(cpu, plain) == hardware
