@@ -21,6 +21,7 @@ from sgc_experiments.batches import BatchOrder, from_model_range, to_model_range
 from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
 from sgc_experiments.errors import UserError
 from sgc_experiments.training import ImageSet, TrainingDiverged, TrainingSettings, train
+from sgc_experiments.training_settings import has_fast_bf16
 
 SETTINGS = TrainingSettings(
     budget="steps:12", batch_size=4, validate_every=4, checkpoint_every=3, progress=False
