@@ -26,8 +26,10 @@ from sgc_experiments.prediction import (
     find_typical,
     make_rounds,
     predict,
+    predict_by_flow,
     predict_sequentially,
 )
+from sgc_experiments.probability_flow import OdeSettings
 from sgc_experiments.protocol import Classifier, Prediction
 from sgc_experiments.sampling import sample
 from sgc_experiments.score_network import ScoreNetwork
@@ -40,6 +42,7 @@ from sgc_experiments.typicality import TypicalSet
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
+LIKELIHOODS = ("elbo", "ode")
 _NETWORK = (
     *("channels", "blocks", "patch", "prediction", "class_conditioning", "dropout"),
     "standardisation",
@@ -75,6 +78,11 @@ class ScoreBasedClassifier:
         hybrid_weight: Weight of the class cross-entropy.
         label_dropout: Share of labels replaced by the null class.
         evaluations: Network evaluations per image, over all classes, that a prediction spends.
+        likelihood: "elbo", by the evaluation plan, or "ode": the probability flow over all levels
+            trained on, with the three settings that follow.
+        ode_solver: "heun" or "dopri5", see `probability_flow.OdeSettings`.
+        ode_steps: Of Heun's method.
+        ode_probes: Hutchinson probes, shared by images and classes.
 
     Raises:
         ValueError: A parameter is out of range; the message names it.
@@ -101,6 +109,10 @@ class ScoreBasedClassifier:
         hybrid_weight: float = 0.0,
         label_dropout: float = 0.0,
         evaluations: int = 32,
+        likelihood: str = "elbo",
+        ode_solver: str = "heun",
+        ode_steps: int = 32,
+        ode_probes: int = 2,
     ) -> None:
         self.arguments = {
             "classes": list(classes),
@@ -121,6 +133,10 @@ class ScoreBasedClassifier:
             "hybrid_weight": hybrid_weight,
             "label_dropout": label_dropout,
             "evaluations": evaluations,
+            "likelihood": likelihood,
+            "ode_solver": ode_solver,
+            "ode_steps": ode_steps,
+            "ode_probes": ode_probes,
         }
         self.classes = tuple(classes)
         self.image_size = image_size
@@ -131,7 +147,12 @@ class ScoreBasedClassifier:
                 f"evaluations must be at least two per class ({2 * len(self.classes)}), "
                 f"not {evaluations}"
             )
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {likelihood!r}"
+            )
         self.sde = make_sde(sde, **self.arguments["sde_parameters"])
+        self._flow_settings(seed=0)
         self.objective = DenoisingScoreMatching(
             self.sde,
             log_snr_min=log_snr_min,
@@ -286,11 +307,18 @@ class ScoreBasedClassifier:
 
         Raises:
             UserError: Images of another size.
-            ValueError: `evaluations` below the number of classes, or `stop_z` not positive.
+            ValueError: `evaluations` below the number of classes, `stop_z` not positive, or either
+                with `likelihood` "ode", which knows neither.
         """
         self._check_images(images)
-        draws = self._draws(evaluations)
         known = {"prior": self.prior, "typical": self.typical}
+        if self.arguments["likelihood"] == "ode":
+            if (evaluations, stop_z) != (None, None):
+                raise ValueError("evaluations and stop_z are those of likelihood=elbo")
+            once = self.plan.make_draws(self.image_size, draws=self.plan.draws, seed=seed)
+            flow = self._flow_settings(seed)
+            return predict_by_flow(self.network, self.sde, images, once, settings=flow, **known)
+        draws = self._draws(evaluations)
         if stop_z is None:
             once = self.plan.make_draws(self.image_size, draws=draws, seed=seed)
             return predict(self.network, images, once, **known)
@@ -322,7 +350,8 @@ class ScoreBasedClassifier:
         """Per-pixel log-odds of class `target` against `reference`.
 
         The same paired differences as in `predict_log_odds`, not summed over the image: a map's
-        sum is the log-odds for the same `evaluations` and `seed`.
+        sum is the log-odds for the same `evaluations` and `seed`, those of the bound: a flow has
+        no parts that belong to pixels.
 
         Args:
             images: uint16 (N, S, S).
@@ -413,6 +442,16 @@ class ScoreBasedClassifier:
             ) from error
         model.network.eval()
         return model
+
+    def _flow_settings(self, seed: int) -> OdeSettings:
+        return OdeSettings(
+            solver=self.arguments["ode_solver"],
+            steps=self.arguments["ode_steps"],
+            probes=self.arguments["ode_probes"],
+            log_snr_min=self.arguments["log_snr_min"],
+            log_snr_max=self.arguments["log_snr_max"],
+            seed=seed,
+        )
 
     def _draws(self, evaluations: int | None) -> int:
         if evaluations is None:

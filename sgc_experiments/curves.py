@@ -1,4 +1,4 @@
-"""Curves of one model with pointwise 95 % bands over patients: ROC, precision-recall, reliability.
+"""Curves of one model with pointwise 95 % bands over patients: accuracy, reliability, abstention.
 
 Numbers only; `figures` draws them. Bands come from the same patient-clustered bootstrap as every
 interval (`bootstrap.py`), so the band of a ROC curve and the interval of its AUC agree.
@@ -16,11 +16,13 @@ from sgc_experiments.metrics import (
     ECE_BINS,
     Floats,
     precision_recall_points,
+    rank_metrics,
     roc_points,
 )
 from sgc_experiments.predictions import check_predictions
 
 _GRID = np.linspace(0, 1, 101)
+_COVERAGES = np.linspace(0.2, 1, 17)
 
 
 def _two_classes(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -151,6 +153,63 @@ def reliability_table(
             "n_patients": n_patients,
             "probability": probabilities[members].mean(),
             "frequency": frequency,
+            "low": low,
+            "high": high,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def abstention_table(
+    predictions: pd.DataFrame, *, n_bootstrap: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """AUC of the images that are answered, when the least certain ones are left to others.
+
+    Certainty is that of the posterior averaged over the noise of its own estimate, of log-odds l
+    with standard error s: |l| / √(1 + π s² / 8) (MacKay, Neural Computation 4(5), 1992).
+
+    Args:
+        predictions: two-class table of `predictions.py`.
+        n_bootstrap: number of resamples of the patients.
+        seed: of the resamples.
+
+    Returns:
+        One row per coverage, from 0.2 to 1: `coverage`, `n_images` and `n_patients` (answered),
+        `auc`, `low`, `high`. In a resample the most certain share of that resample is answered. NaN
+        where one class alone is answered; the limits of a perfect AUC are exact (Clopper-Pearson,
+        with pairs of patients as the sample).
+
+    Raises:
+        UserError: one class only, or more than two.
+    """
+    frame = _two_classes(predictions)
+    error = frame["standard_error"].fillna(0).to_numpy(dtype=np.float64)
+    certainty = frame["log_odds"].abs().to_numpy() / np.sqrt(1 + np.pi * error**2 / 8)
+    frame = frame.iloc[np.argsort(-certainty, kind="stable")].reset_index(drop=True)
+    labels, scores = frame["label"].to_numpy(), frame["log_odds"].to_numpy()
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        before = np.cumsum(weights, axis=1) - weights
+        total = weights.sum(axis=1, keepdims=True)
+        return {
+            str(k): rank_metrics(labels, scores, np.clip(share * total - before, 0, weights))["auc"]
+            for k, share in enumerate(_COVERAGES)
+        }
+
+    resamples = bootstrap(statistic, frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
+    rows = []
+    for k, share in enumerate(_COVERAGES):
+        answered = frame.head(int(np.ceil(share * len(frame) - 1e-9)))
+        by_class = answered.groupby("label")["patient"].nunique()
+        auc, samples = resamples.estimate[str(k)], resamples.samples[str(k)]
+        if auc in (0.0, 1.0):
+            low, high = sorted((auc, exact_limit(auc, int(by_class.min()))))
+        else:
+            low, high = interval(auc, samples, n_patients=answered["patient"].nunique())
+        rows.append({
+            "coverage": share,
+            "n_images": len(answered),
+            "n_patients": answered["patient"].nunique(),
+            "auc": auc,
             "low": low,
             "high": high,
         })  # fmt: skip

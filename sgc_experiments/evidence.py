@@ -21,14 +21,28 @@ from sgc_experiments.likelihood import (
     squared_errors,
 )
 from sgc_experiments.noise_levels import LogSNRDensity
+from sgc_experiments.probability_flow import OdeSettings, probability_flow_ode
 from sgc_experiments.score_network import ScoreNetwork
+from sgc_experiments.sde import SDE
 
 _CHUNK = 256  # images on the device at once
+_GREY_VALUE = 2 / 65535  # distance of neighbouring grey values in the range [−1, 1]
 
 
 def standardised(network: ScoreNetwork, images: np.ndarray) -> Tensor:
     """uint16 (N, S, S) in the network's coordinates and on its device, (N, 1, S, S)."""
     return network.standardise(to_model_range(images).to(network.pixel_mean.device))
+
+
+def dequantised(images: np.ndarray, seed: int = 0) -> Tensor:
+    """uint16 (N, S, S) in [−1, 1], (N, 1, S, S), with noise that fills each grey value's cell.
+
+    A density at whole numbers could be made as large as one likes. The noise depends on the seed
+    alone and is the same for every image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cell = torch.rand(1, 1, *images.shape[1:], generator=generator) - 0.5
+    return to_model_range(images) + _GREY_VALUE * cell
 
 
 def _chunks(network: ScoreNetwork, images: np.ndarray) -> Iterator[Tensor]:
@@ -42,6 +56,33 @@ def image_errors(network: ScoreNetwork, images: np.ndarray, draws: Draws) -> Ten
     return torch.cat(
         [empty, *(squared_errors(network, x, draws) for x in _chunks(network, images))]
     )
+
+
+def flow_log_odds(
+    network: ScoreNetwork, sde: SDE, images: np.ndarray, settings: OdeSettings
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Log-odds against class 0 from the probability-flow ODE of dequantised images.
+
+    Args:
+        network: In evaluation mode.
+        sde: Whose flow is followed.
+        images: uint16 (N, S, S).
+        settings: Its seed is also that of the dequantisation.
+
+    Returns:
+        Log-odds (N, C), their standard errors (N, C), and the mean number of network evaluations.
+    """
+    none = np.zeros((0, network.classes))
+    log_odds, errors, counts = [none], [none], [np.zeros(0)]
+    for start in range(0, len(images), _CHUNK):
+        pixels = dequantised(images[start : start + _CHUNK], settings.seed)
+        x = network.standardise(pixels.to(network.pixel_mean.device))
+        found = probability_flow_ode(network, sde, x, settings=settings)
+        log_odds.append(found.log_odds.numpy())
+        errors.append(found.log_odds_error.numpy())
+        counts.append(found.evaluations.numpy())
+    count = float(np.concatenate(counts).mean()) if len(images) else 0.0
+    return np.concatenate(log_odds), np.concatenate(errors), count
 
 
 def evidence_maps(
@@ -78,14 +119,16 @@ def own_bits_per_dim(
     """
     levels = LogSNRDensity.uniform(log_snr_min, log_snr_max)
     noise = make_draws((1, *images.shape[1:]), levels, draws)
-    bits, start = [np.zeros(0)], 0
-    for x in _chunks(network, images):
-        chunk = slice(start, start + len(x))
-        start += len(x)
+    bits = [np.zeros(0)]
+    for start in range(0, len(images), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        pixels = dequantised(images[chunk]).to(network.pixel_mean.device)
+        x = network.standardise(pixels)
         own = torch.arange(len(x)), torch.as_tensor(labels[chunk])
         bound = elbo(network, x, noise).log_likelihood[own]
         bound = bound + elbo_end_terms(x, log_snr_min, log_snr_max).cpu()
-        # Neighbouring grey values lie 2 / 65535 apart before the standardisation divides them.
-        contrast = network.contrast(to_model_range(images[chunk]).to(x)).double().cpu().flatten()
-        bits.append((bits_per_dim(bound, x[0].numel(), 2 / 65535) + torch.log2(contrast)).numpy())
+        # Grey values lie so far apart before the standardisation divides them by the contrast.
+        contrast = network.contrast(pixels).double().cpu().flatten()
+        found = bits_per_dim(bound, x[0].numel(), _GREY_VALUE) + torch.log2(contrast)
+        bits.append(found.numpy())
     return np.concatenate(bits)

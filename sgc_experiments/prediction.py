@@ -1,4 +1,4 @@
-"""Evidence for images: a fixed number of draws, or as many as each image needs.
+"""Evidence for images: a fixed number of draws, as many as each image needs, or the flow's.
 
 Sequentially, every image gets the plan's draws, and then as many again, round after round, while
 the sign of its evidence is in doubt and the budget lasts. After r rounds of independent draws the
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from sgc_experiments.calibration import Calibration
 from sgc_experiments.evaluation_plan import EvaluationPlan
-from sgc_experiments.evidence import image_errors
+from sgc_experiments.evidence import flow_log_odds, image_errors
 from sgc_experiments.likelihood import Draws, log_odds_from_errors
+from sgc_experiments.probability_flow import OdeSettings
 from sgc_experiments.protocol import Prediction
 from sgc_experiments.score_network import ScoreNetwork
+from sgc_experiments.sde import SDE
 from sgc_experiments.typicality import BANDS, TypicalSet, features
 from sgc_experiments.uncertainty import in_doubt
 
@@ -98,6 +100,36 @@ def predict_sequentially(
         evaluations=first.evaluations * mean,
         out_of_distribution=first.out_of_distribution,
     )
+
+
+def predict_by_flow(
+    network: ScoreNetwork,
+    sde: SDE,
+    images: np.ndarray,
+    draws: Draws,
+    *,
+    settings: OdeSettings,
+    prior: np.ndarray,
+    typical: TypicalSet | None,
+) -> Prediction:
+    """Evidence from the probability-flow ODE.
+
+    Args:
+        network: In evaluation mode.
+        sde: Whose flow is followed.
+        images: uint16 (N, S, S).
+        draws: By which an image is told to be foreign; not used, nor counted, without `typical`.
+        settings: Of the flow.
+        prior: π, (C,).
+        typical: Tells which images are foreign, if the draws allow.
+    """
+    log_odds, standard_error, evaluations = flow_log_odds(network, sde, images, settings)
+    foreign = None
+    if typical is not None:
+        errors = image_errors(network, images, draws)
+        foreign = _foreign(images, errors, draws, prior, typical)
+        evaluations += len(draws) * network.classes
+    return Prediction(log_odds, standard_error, evaluations, foreign)
 
 
 def make_rounds(plan: EvaluationPlan, image_size: int, draws: int, seed: int) -> list[Draws]:

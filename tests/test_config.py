@@ -18,6 +18,9 @@ from sgc_experiments.experiments.train import run_name
         (["--datset", "x"], ["'datset'", "did you mean dataset?"]),
         (["--dataset", "mnist"], ["dataset=mnist", "phantom", "vindr_mammo"]),
         (["--beta_min", "30"], ["beta_max must be larger than beta_min"]),
+        (["--log_snr_knots", "3,4"], ["log_snr_knots must be two or more falling numbers"]),
+        (["--log_snr_knots", "3"], ["log_snr_knots must be two or more falling numbers"]),
+        (["--log_snr_shift", "21"], ["log_snr_shift=21", "less than or equal to 20"]),
         (["--budget", "forever"], ["budget=forever", "steps:N"]),
         (["--seed"], ["--seed", "expected one argument"]),
         (["stray"], ["'stray'", "belongs to no parameter"]),
@@ -76,6 +79,15 @@ def test_a_wrong_name_in_a_file_names_the_file(tmp_path):
 def test_auto_depends_on_dataset_and_device(dataset, gpu, kind, size):
     config = resolve_defaults(parse(TrainConfig, ["--dataset", dataset]), gpu=gpu)
     assert (config.input, config.image_size) == (kind, size)
+
+
+@pytest.mark.parametrize(("size", "shift"), [(16, 2.7726), (64, 0.0), (256, -2.7726)])
+def test_the_shift_makes_up_for_the_resolution(size, shift):
+    arguments = ["--log_snr_shift", "auto", "--image_size", str(size)]
+    assert resolve_defaults(
+        parse(TrainConfig, arguments), gpu=False
+    ).log_snr_shift == pytest.approx(shift, abs=1e-4)
+    assert parse(TrainConfig, ["--log_snr_shift=-3"]).log_snr_shift == -3
 
 
 def test_help_lists_every_parameter_with_its_default(capsys):

@@ -93,6 +93,7 @@ MAKERS = {
     ),
     "precision_recall": lambda: figures.precision_recall(MODELS, **FEW),
     "reliability": lambda: figures.reliability(MODELS, **FEW),
+    "abstention": lambda: figures.abstention(MODELS, **FEW),
     "confusion": lambda: figures.confusion([0, 1, 1, 0], [0, 1, 0, 0], ("benign", "malignant")),
     "confusion_of_four": lambda: figures.confusion(
         np.arange(60) % 4, np.arange(60) % 3, [f"class {c}" for c in range(4)]
@@ -251,7 +252,9 @@ def test_several_classes_are_drawn_one_against_the_rest():
 FIVE = simulate(5, images=1)
 
 
-@pytest.mark.parametrize("draw", [figures.roc, figures.precision_recall, figures.reliability])
+@pytest.mark.parametrize(
+    "draw", [figures.roc, figures.precision_recall, figures.reliability, figures.abstention]
+)
 def test_five_images_are_enough_and_one_class_is_refused(draw, tmp_path):
     figures.save_png(draw({"m": FIVE}, **FEW), tmp_path / "five.png")
     constant = FIVE.assign(probability=0.5, log_odds=0.0)

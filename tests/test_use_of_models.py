@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -82,9 +83,47 @@ def test_patients_whom_the_model_has_seen_are_left_out(finished, trained, comman
     assert set(predicted["patient"]) == set(split["patient"]) - seen
 
 
+def test_an_evaluation_may_take_the_flows_likelihood(finished, trained, command):
+    """It is calibrated, and its thresholds are chosen, on the validation patients of training."""
+    assert command("evaluate", model_uri=MODEL, likelihood="ode", bootstrap=100, workers=1) == 0
+    run = runs(finished, "evaluate")[0]
+    names = ["image_id", "label"]
+    by_flow, by_bound = (artifact(finished, r, "predictions.csv") for r in (run, trained))
+    by_bound = by_bound[by_bound["subset"] == "test"]
+    assert by_flow[names].to_numpy().tolist() == by_bound[names].to_numpy().tolist()
+    assert (by_flow["log_odds"].to_numpy() != by_bound["log_odds"].to_numpy()).all()
+    # Not calibrated, evidence of a flow over 1,024 pixels is worth hundreds of nats.
+    assert by_flow["log_odds"].abs().max() < 30
+    assert by_flow["standard_error"].min() > 0
+
+
+def test_probabilities_are_for_the_prevalence_that_is_wanted(finished, trained, command):
+    assert command("evaluate", model_uri=MODEL, prevalence=0.05, bootstrap=100, workers=1) == 0
+    run = runs(finished, "evaluate")[0]
+    assert run.data.metrics["prevalence_malignant"] == pytest.approx(0.05)
+    moved, before = (artifact(finished, r, "predictions.csv") for r in (run, trained))
+    before = before[before["subset"] == "test"]
+    change = moved["log_odds"].to_numpy() - before["log_odds"].to_numpy()
+    assert np.ptp(change) < 1e-6
+    assert change[0] < -1
+    for name in ("test_auc", "test_sensitivity", "test_specificity"):  # decisions stay
+        assert run.data.metrics[name] == pytest.approx(trained.data.metrics[name])
+    assert run.data.metrics["test_brier"] != trained.data.metrics["test_brier"]
+
+    assert (
+        command("evaluate", model_uri=MODEL, prevalence="estimate", bootstrap=100, workers=1) == 0
+    )
+    found = runs(finished, "evaluate")[0].data.metrics
+    assert found["prevalence_benign"] + found["prevalence_malignant"] == pytest.approx(1)
+    low, high = (found[f"prevalence_malignant_{end}"] for end in ("low", "high"))
+    assert 0 <= low <= found["prevalence_malignant"] <= high <= 1
+    assert low < before["label"].mean() < high
+
+
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
+        ({"model_uri": MODEL, "prevalence": 1.5}, "prevalence=1.5"),
         ({"model_uri": MODEL, "subset": "train"}, "no patient whom the model has not seen"),
         ({"model_uri": MODEL, "image_size": 48}, "contradicts the model"),
         ({"model_uri": "models:/nothing@champion"}, "NAME is one of sgc-phantom"),
@@ -138,6 +177,20 @@ def test_a_folder_is_scored_as_training_scores_it(finished, folder, phantom, com
     for path in (finished.folder / "mlruns").rglob("*"):
         assert not path.is_file() or b"Jane_Doe" not in path.read_bytes(), path
     assert not any("Jane_Doe" in str(run.data) for run in runs(finished, "predict"))
+
+
+def test_a_folders_probabilities_take_another_prevalence(finished, folder, command):
+    tables = {}
+    for prevalence in ("training", "0.05", "estimate"):
+        assert predict(command, folder, prevalence=prevalence) == 0
+        tables[prevalence] = pd.read_csv(folder / "out.csv")
+    metrics = runs(finished, "predict")[0].data.metrics
+    assert 0 < metrics["prevalence_malignant"] < 1
+    rare = tables["0.05"]
+    assert (rare["probability_malignant"] < tables["training"]["probability_malignant"]).all()
+    sums = rare["probability_benign"] + rare["probability_malignant"]
+    assert sums.to_numpy() == pytest.approx(1)
+    assert (rare["abstain"] == tables["training"]["abstain"]).all()
 
 
 def test_a_broken_off_prediction_goes_on(finished, folder, command, caplog):

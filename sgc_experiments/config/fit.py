@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from sgc_experiments.config.data import DataConfig
-from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, Auto, Channels, Names
+from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, Auto, Channels, Names, Numbers
 
 
 class FitConfig(DataConfig):
@@ -16,15 +17,23 @@ class FitConfig(DataConfig):
 
     config: Path | None = Field(None, description="a YAML file of parameters; -P overrides it")
 
-    sde: Literal["vp", "cosine", "sub_vp", "ve"] = Field(
-        "cosine", description="the diffusion process"
+    sde: Literal["vp", "cosine", "log_snr", "sub_vp", "ve"] = Field(
+        "cosine",
+        description="the diffusion process (log_snr: variance preserving, by log_snr_knots)",
     )
     beta_min: float = Field(0.1, gt=0, le=100, description="the noise rate at t = 0 (vp, sub_vp)")
     beta_max: float = Field(20.0, gt=0, le=1000, description="the noise rate at t = 1 (vp, sub_vp)")
     sigma_min: float = Field(0.001, gt=0, le=1, description="the smallest noise scale (ve)")
     sigma_max: float = Field(150.0, gt=0, le=1e4, description="the largest noise scale (ve)")
-    log_snr_shift: float = Field(
-        5.0, ge=-20, le=20, description="a shift of the log-SNR, towards the detail to be seen"
+    log_snr_knots: Numbers = Field(
+        (14.0, -10.0),
+        description="the log-SNR at evenly spaced times from image to noise, linear between "
+        "(log_snr), such as 14,3,-3,-10",
+    )
+    log_snr_shift: Annotated[float, Field(ge=-20, le=20)] | Auto = Field(
+        5.0,
+        description="a shift of the log-SNR, towards the detail to be seen (auto: "
+        "2 log(64 / image_size), which makes up for resolution alone)",
     )
 
     channels: Channels = Field(
@@ -74,6 +83,22 @@ class FitConfig(DataConfig):
     )
     evaluations: int = Field(
         32, ge=4, le=4096, description="network evaluations per image over all classes"
+    )
+    likelihood: Literal["elbo", "ode"] = Field(
+        "elbo",
+        description="how sgc estimates log p(x|c): the evidence lower bound, in so many "
+        "evaluations, or the probability-flow ode, in many more",
+    )
+    ode_solver: Literal["heun", "dopri5"] = Field(
+        "heun",
+        description="the solver of the ode: heun, in fixed steps, or dopri5, in adaptive ones, an "
+        "image at a time",
+    )
+    ode_steps: int = Field(
+        32, ge=1, le=4096, description="the steps of heun, of two evaluations each"
+    )
+    ode_probes: int = Field(
+        2, ge=1, le=256, description="the random probes of the ode's divergence (1: no error known)"
     )
 
     budget: str = Field(
@@ -167,6 +192,9 @@ class FitConfig(DataConfig):
             raise ValueError("beta_max must be larger than beta_min")
         if self.sigma_max <= self.sigma_min:
             raise ValueError("sigma_max must be larger than sigma_min")
+        knots = self.log_snr_knots
+        if len(knots) < 2 or not all(a > b for a, b in pairwise(knots)):
+            raise ValueError("log_snr_knots must be two or more falling numbers, like 14,3,-3,-10")
         if self.log_snr_max <= self.log_snr_min:
             raise ValueError("log_snr_max must be larger than log_snr_min")
         if self.accumulate > self.batch_size:
@@ -232,6 +260,12 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
         changes["image_size"] = {"roi": 32, "whole": 384 if gpu else 96}[kind]
     if isinstance(config, FitConfig) and config.transpose == AUTO:
         changes["transpose"] = kind == "roi"
+    if isinstance(config, FitConfig) and config.log_snr_shift == AUTO:
+        # Help texts are wanted in less time than torch takes to import.
+        from sgc_experiments.sde import resolution_log_snr_shift
+
+        side = changes.get("image_size", config.image_size)
+        changes["log_snr_shift"] = resolution_log_snr_shift(side)
     if isinstance(config, TrainConfig) and config.learning_rate == AUTO:
         changes["learning_rate"] = _learning_rate(config)
     return config.model_copy(update=changes)

@@ -25,4 +25,7 @@ def split_commas(value: object) -> object:
 Channels = Annotated[
     tuple[Annotated[int, Field(ge=4, le=2048)], ...], NoDecode, BeforeValidator(split_commas)
 ]
+# How common the classes are where the images come from.
+Prevalence = Annotated[float, Field(gt=0, lt=1)] | Literal["training", "estimate"]
+Numbers = Annotated[tuple[float, ...], NoDecode, BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sgc_experiments.command_line import Config
 from sgc_experiments.config.data import DataConfig
-from sgc_experiments.config.types import AUTO, Auto, Dataset
+from sgc_experiments.config.types import AUTO, Auto, Dataset, Prevalence
 
 
 class EvaluateConfig(DataConfig):
@@ -29,6 +29,16 @@ class EvaluateConfig(DataConfig):
     subset: Literal["test", "validation", "train", "all"] = Field(
         "test",
         description="the images to evaluate on; patients whom the model has seen are left out",
+    )
+    prevalence: Prevalence = Field(
+        "training",
+        description="the prevalence that the probabilities hold for: training, estimate (from the "
+        "images evaluated on, without their labels), or the share of the second of two classes",
+    )
+    likelihood: Literal["auto", "elbo", "ode"] = Field(
+        AUTO,
+        description="how sgc estimates log p(x|c) (auto: as in training; otherwise it is "
+        "calibrated anew on the validation patients of training)",
     )
     bootstrap: int = Field(
         2000, ge=100, le=100000, description="resamples of patients behind each interval"
@@ -59,6 +69,11 @@ class PredictConfig(Config):
         "",
         description="for a model of lesion crops, a CSV file with the columns path, x0, y0, x1, y1 "
         "(pixels), or full: every image is a crop already",
+    )
+    prevalence: Prevalence = Field(
+        "training",
+        description="the prevalence that the probabilities hold for: training, estimate (from all "
+        "the images of the folder), or the share of the second of two classes",
     )
     workers: int = Field(0, ge=0, le=256, description="processes that read images (0: all cores)")
     seed: int = Field(0, ge=0, lt=2**31, description="the seed of a generative model's noise")

@@ -24,8 +24,19 @@ from sgc_experiments.experiments.datasets import load_images, split_images
 from sgc_experiments.experiments.fitted import FittedModel, load_fitted
 from sgc_experiments.experiments.leakage import check_predictions_match
 from sgc_experiments.experiments.model_card import metric_table
-from sgc_experiments.experiments.result_figures import result_figures
-from sgc_experiments.experiments.scoring import prediction_table
+from sgc_experiments.experiments.other_likelihood import use_likelihood
+from sgc_experiments.experiments.other_prevalence import (
+    log_interval,
+    log_prevalence,
+    wanted_prevalence,
+)
+from sgc_experiments.experiments.result_figures import result_figures, result_tables
+from sgc_experiments.experiments.scoring import (
+    before_calibration,
+    posterior_of,
+    prediction_table,
+    with_prevalence,
+)
 from sgc_experiments.past_runs import PastRun
 from sgc_experiments.registered_models import run_that_fitted
 from sgc_experiments.tracking import TrackedRun, start_run
@@ -63,11 +74,42 @@ def evaluate(config: EvaluateConfig) -> None:
         dataset = load_images(config)
         rows, left_out = unseen_rows(config, model, dataset, manifest)
         _log_images(run, config, dataset, rows, left_out)
+        if _another_likelihood(config, model):
+            validation = use_likelihood(model, config.likelihood, dataset, manifest)
         test = prediction_table(
             model.classifier, np.asarray(dataset.images[rows]), dataset.table.iloc[rows]
         )
+        uncalibrated = before_calibration(test, model.classifier)
+        validation, test = _at_prevalence(run, config, model, validation, test)
         run.log_table(test.assign(subset=config.subset), "predictions")
-        _report(run, config, model, validation, test, left_out)
+        _report(run, config, model, validation, test, uncalibrated, left_out)
+
+
+def _another_likelihood(config: EvaluateConfig, model: FittedModel) -> bool:
+    arguments = getattr(model.classifier, "arguments", {})
+    return config.likelihood not in (AUTO, arguments.get("likelihood"))
+
+
+def _at_prevalence(
+    run: TrackedRun,
+    config: EvaluateConfig,
+    model: FittedModel,
+    validation: pd.DataFrame,
+    test: pd.DataFrame,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables for the prevalence that is wanted; thresholds move along, decisions stay."""
+    if config.prevalence == "training":
+        return validation, test
+    classes, prior = model.classifier.classes, model.classifier.prior
+    wanted = wanted_prevalence(config.prevalence, posterior_of(test, classes), prior)
+    log_prevalence(run, classes, wanted)
+    if config.prevalence == "estimate":
+        resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
+        log_interval(run, classes, test, prior, **resamples)
+    return (
+        with_prevalence(validation, classes, prior, wanted),
+        with_prevalence(test, classes, prior, wanted),
+    )
 
 
 def resolve(config: EvaluateConfig, model: FittedModel) -> EvaluateConfig:
@@ -179,6 +221,7 @@ def _report(
     model: FittedModel,
     validation: pd.DataFrame,
     test: pd.DataFrame,
+    uncalibrated: pd.DataFrame | None,
     left_out: int,
 ) -> None:
     resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
@@ -187,8 +230,11 @@ def _report(
     run.log_table(report, "test_metrics")
     run.log_metrics(headline(report, "test"))
     classes = model.classifier.classes
-    for name, figure in result_figures(model.name, validation, test, classes, **resamples).items():
+    shown = resamples | {"uncalibrated": uncalibrated}
+    for name, figure in result_figures(model.name, validation, test, classes, **shown).items():
         run.log_figure(figure, name)
+    for name, table in result_tables(test, **shown).items():
+        run.log_table(table, name)
     whole = report[(report["level"] == "image") & (report["group"] == "all")]
     lines = metric_table(whole)
     own = "the dataset that it was fitted on" if config.dataset == model.facts["dataset"] else (
@@ -203,7 +249,19 @@ def _report(
         "",
         *lines,
         "",
-        "Thresholds, temperature and prevalence are those of training.",
+        _what_was_chosen(config, model),
     ]
     run.describe("\n".join(text))
     logger.info("%s", "\n".join(lines))
+
+
+def _what_was_chosen(config: EvaluateConfig, model: FittedModel) -> str:
+    chosen = "Thresholds and temperature are those of training"
+    if config.likelihood != AUTO:
+        chosen = (
+            f"likelihood={config.likelihood}; thresholds and temperature are those of the "
+            "validation patients of training"
+        )
+    if config.prevalence == "training":
+        return f"{chosen}; so is the prevalence."
+    return f"{chosen}; probabilities are for prevalence={config.prevalence}."

@@ -30,8 +30,8 @@ from sgc_experiments.experiments.datasets import Data, log_data
 from sgc_experiments.experiments.explanations import explanation_sheet
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
-from sgc_experiments.experiments.result_figures import decide, result_figures
-from sgc_experiments.experiments.scoring import answer, prediction_table
+from sgc_experiments.experiments.result_figures import decide, result_figures, result_tables
+from sgc_experiments.experiments.scoring import answer, before_calibration, prediction_table
 from sgc_experiments.experiments.starting_weights import start_from_registered
 from sgc_experiments.experiments.unlabelled import find_unlabelled, join, log_unlabelled
 from sgc_experiments.model_registry import pinned
@@ -89,10 +89,11 @@ def fit_and_publish(run: TrackedRun, config: TrainConfig, data: Data) -> None:
         predictions,
         prior=data.prevalence("train"),
         classes=data.dataset.classes,
+        uncalibrated=before_calibration(predictions.test, classifier),
     )
     if isinstance(classifier, ScoreBasedClassifier):
         run.log_figure(_sample_sheet(data, classifier, config.seed), "samples")
-        if len(classifier.classes) == 2:
+        if len(classifier.classes) == 2 and config.likelihood == "elbo":
             called = decide(*predictions)
             sheet = explanation_sheet(data, classifier, predictions.test, called, seed=config.seed)
             run.log_figure(sheet, "explanations")
@@ -223,6 +224,7 @@ def evaluate(
     *,
     prior: np.ndarray,
     classes: Sequence[str] = CLASSES,
+    uncalibrated: pd.DataFrame | None = None,
 ) -> Report:
     """Evaluate the test predictions, and log tables, metrics and figures.
 
@@ -232,11 +234,16 @@ def evaluate(
         predictions: of validation and test; thresholds are chosen on validation.
         prior: the share of each class in training, (C,).
         classes: names of the labels.
+        uncalibrated: the test predictions as they were before calibration, if that is to be shown.
     """
     report = measure(run, config, predictions, prior=prior)
-    resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
-    for name, figure in result_figures(config.model, *predictions, classes, **resamples).items():
+    options = {
+        "uncalibrated": uncalibrated, "n_bootstrap": config.bootstrap, "seed": config.seed
+    }  # fmt: skip
+    for name, figure in result_figures(config.model, *predictions, classes, **options).items():
         run.log_figure(figure, name)
+    for name, table in result_tables(predictions.test, **options).items():
+        run.log_table(table, name)
     return report
 
 

@@ -33,6 +33,10 @@ _NETWORK_AND_OBJECTIVE = (
     "hybrid_weight",
     "label_dropout",
     "evaluations",
+    "likelihood",
+    "ode_solver",
+    "ode_steps",
+    "ode_probes",
 )
 _TIMM = (
     "pretrained",
@@ -49,6 +53,7 @@ _SDE_PARAMETERS = {
     "vp": ("beta_min", "beta_max", "log_snr_shift"),
     "sub_vp": ("beta_min", "beta_max", "log_snr_shift"),
     "cosine": ("log_snr_shift",),
+    "log_snr": ("log_snr_knots", "log_snr_shift"),
     "ve": ("sigma_min", "sigma_max", "log_snr_shift"),
 }
 
@@ -61,7 +66,10 @@ def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifie
                 classes,
                 sde=config.sde,
                 sde_parameters={
-                    name: getattr(config, name) for name in _SDE_PARAMETERS[config.sde]
+                    # Lists, which come back from JSON as they were.
+                    name: list(value) if isinstance(value, tuple) else value
+                    for name in _SDE_PARAMETERS[config.sde]
+                    for value in [getattr(config, name)]
                 },
                 **{name: getattr(config, name) for name in _NETWORK_AND_OBJECTIVE},
             )

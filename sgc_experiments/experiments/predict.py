@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from sgc_experiments.data.preprocess import Box
 from sgc_experiments.data.rejection import Reason, RejectedFile
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.fitted import FittedModel, load_fitted
+from sgc_experiments.experiments.other_prevalence import log_prevalence, wanted_prevalence
 from sgc_experiments.experiments.prediction_journal import PredictionJournal
-from sgc_experiments.experiments.scoring import answer
+from sgc_experiments.experiments.scoring import answer, posterior_of, with_prevalence
 from sgc_experiments.progress import progress_bar
 from sgc_experiments.tracking import TrackedRun, start_run
 
@@ -59,7 +61,7 @@ def predict(config: PredictConfig) -> None:
         try:
             with PredictionJournal(out, identity) as journal:
                 _score(config, model, root, boxes, journal)
-                scored, rejected = journal.publish(names)
+                scored, rejected = journal.publish(names, partial(_finish, run, config, model))
         except OSError as error:
             raise UserError(
                 f"out={out} cannot be written ({os.strerror(error.errno or 0)}); choose another "
@@ -125,6 +127,18 @@ def _prepare(
         else:
             found[names[position]] = result.pixels
     return {name: found[name] for name in names if name in found}, reasons
+
+
+def _finish(
+    run: TrackedRun, config: PredictConfig, model: FittedModel, scored: pd.DataFrame
+) -> pd.DataFrame:
+    """The answers for the prevalence that is wanted."""
+    if scored.empty or config.prevalence == "training":
+        return scored
+    classes, prior = model.classifier.classes, model.classifier.prior
+    wanted = wanted_prevalence(config.prevalence, posterior_of(scored, classes), prior)
+    log_prevalence(run, classes, wanted)
+    return with_prevalence(scored, classes, prior, wanted)
 
 
 def _report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,14 +75,20 @@ class PredictionJournal:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
-    def publish(self, names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def publish(
+        self, names: list[str], finish: Callable[[pd.DataFrame], pd.DataFrame]
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Write the table and the list of files without an answer, each at once.
+
+        Args:
+            names: the files, in the order of the rows.
+            finish: what is done to the whole table before.
 
         Returns:
             Both, with the file in the column ``path``.
         """
         rows = [{"path": name, **self._entries[name]["row"]} for name in names]
-        scored = pd.DataFrame([row for row in rows if "reason" not in row])
+        scored = finish(pd.DataFrame([row for row in rows if "reason" not in row]))
         rejected = pd.DataFrame([r for r in rows if "reason" in r], columns=["path", "reason"])
         quarantine = self.out.with_name(f"{self.out.stem}_quarantine.csv")
         for path, table in ((quarantine, rejected), (self.out, scored)):

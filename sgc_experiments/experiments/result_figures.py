@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sgc_experiments import figures
+from sgc_experiments.curves import abstention_table, reliability_table
 from sgc_experiments.evaluation import choose_thresholds
 from sgc_experiments.predictions import class_names, class_probabilities, one_vs_rest
 
@@ -18,10 +19,11 @@ def result_figures(
     test: pd.DataFrame,
     classes: Sequence[str],
     *,
+    uncalibrated: pd.DataFrame | None = None,
     n_bootstrap: int,
     seed: int,
 ) -> dict[str, Figure]:
-    """Draw ROC, precision-recall, reliability, confusion and, for two classes, log-odds.
+    """Draw ROC, precision-recall, reliability, confusion; for two classes, log-odds and abstention.
 
     Args:
         model: its name, for the legend; with more than two classes there is a curve for each class
@@ -29,6 +31,7 @@ def result_figures(
         validation: predictions that the threshold is chosen on, of two classes.
         test: predictions to show.
         classes: names of the labels.
+        uncalibrated: the predictions to show as they were before calibration, of two classes.
         n_bootstrap: resamples of patients behind bands and intervals.
         seed: of the resamples.
 
@@ -46,10 +49,44 @@ def result_figures(
     drawn = {
         "roc": figures.roc(curves, **options),
         "precision_recall": figures.precision_recall(curves, **options),
-        "reliability": figures.reliability(curves, positive=positive, **options),
+        "reliability": figures.reliability(
+            curves | _before(uncalibrated), positive=positive, **options
+        ),
         "confusion": figures.confusion(test["label"], decided, classes),
     }
-    return drawn if several else drawn | {"log_odds": figures.log_odds_histogram(test, classes)}
+    if several:
+        return drawn
+    return drawn | {
+        "log_odds": figures.log_odds_histogram(test, classes),
+        "abstention": figures.abstention(curves, **options),
+    }
+
+
+def result_tables(
+    test: pd.DataFrame,
+    *,
+    uncalibrated: pd.DataFrame | None = None,
+    n_bootstrap: int,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """The numbers of the reliability and of the abstention figure; arguments as there.
+
+    Returns:
+        `reliability`, with the column `answers` (calibrated or before calibration; the name of the
+        class, of more than two), and for two classes `abstention`.
+    """
+    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    several = bool(class_names(test))
+    shown = one_vs_rest(test) if several else {"calibrated": test} | _before(uncalibrated)
+    parts = [
+        reliability_table(frame, **options).assign(answers=name) for name, frame in shown.items()
+    ]
+    tables = {"reliability": pd.concat(parts, ignore_index=True)}
+    return tables if several else tables | {"abstention": abstention_table(test, **options)}
+
+
+def _before(uncalibrated: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    return {} if uncalibrated is None else {"before calibration": uncalibrated}
 
 
 def decide(validation: pd.DataFrame, test: pd.DataFrame) -> pd.Series:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, softmax
 
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.errors import UserError
@@ -64,10 +65,70 @@ def _predict(
     classifier: Classifier, images: np.ndarray, evaluations: int | None, seed: int
 ) -> Prediction:
     if isinstance(classifier, ScoreBasedClassifier):
+        if evaluations is not None and classifier.arguments["likelihood"] == "ode":
+            raise UserError(
+                "This model integrates the probability flow, in steps that it was fitted with; "
+                "evaluations are those of likelihood=elbo."
+            )
         return classifier.predict_log_odds(images, evaluations=evaluations, seed=seed)
     if evaluations is not None:
         raise UserError("This model draws nothing that evaluations could be the number of.")
     return classifier.predict_log_odds(images)
+
+
+def with_prevalence(
+    table: pd.DataFrame, classes: Sequence[str], old: Sequence[float], new: Sequence[float]
+) -> pd.DataFrame:
+    """Answers for another prevalence than the one that they hold for.
+
+    Args:
+        table: of ``answer`` or ``prediction_table``.
+        classes: names of the classes.
+        old: share of each class that the answers hold for.
+        new: the one wanted.
+    """
+    names = ["log_odds"] if len(classes) == 2 else [f"log_odds_{name}" for name in classes[1:]]
+    change = np.log(new) - np.log(old)
+    log_odds = table[names].to_numpy(np.float64) + (change[1:] - change[0])
+    posterior = softmax(np.column_stack([np.zeros(len(table)), log_odds]), axis=1)
+    changed = dict(zip(names, log_odds.T, strict=True))
+    for index, name in enumerate(classes):
+        if (column := f"probability_{name}") in table:
+            changed[column] = posterior[:, index]
+    if "probability" in table:
+        changed["probability"] = posterior[:, 1]
+    return table.assign(**changed)
+
+
+def before_calibration(table: pd.DataFrame, classifier: Classifier) -> pd.DataFrame | None:
+    """What the classifier would have said without its temperature and offset.
+
+    Args:
+        table: of ``prediction_table``, for the prevalence of training.
+        classifier: that made it.
+
+    Returns:
+        The table with other probabilities and log-odds; None for more than two classes.
+    """
+    if len(classifier.classes) > 2:
+        return None
+    calibration = classifier.calibration
+    prevalence = np.log(classifier.prior[1] / classifier.prior[0])
+    evidence = table["log_odds"].to_numpy(np.float64) - prevalence - calibration.offset[1]
+    log_odds = evidence * calibration.temperature + prevalence
+    return table.assign(
+        log_odds=log_odds,
+        probability=expit(log_odds),
+        standard_error=table["standard_error"] * calibration.temperature,
+    )
+
+
+def posterior_of(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """The probabilities (N, C) of a table of ``answer`` or ``prediction_table``."""
+    if "probability" in table:
+        positive = table["probability"].to_numpy(np.float64)
+        return np.column_stack([1 - positive, positive])
+    return table[[f"probability_{name}" for name in classes]].to_numpy(np.float64)
 
 
 def prediction_table(

@@ -1,12 +1,13 @@
 """Every figure that the experiments show: pure functions from tables and arrays to a `Figure`.
 
-Accuracy (`roc`, `precision_recall`, `reliability`, `confusion`, `log_odds_histogram`), images
-(`sample_sheet`, `explanation_sheet`), studies (`training_curves`, `learning_curves`,
-`label_efficiency`, `forest`, `cost`), preparation (`preparation_stages`, `counts`). `save_png`
-writes one to a file.
+Accuracy (`roc`, `precision_recall`, `reliability`, `abstention`, `confusion`,
+`log_odds_histogram`), images (`sample_sheet`, `explanation_sheet`), studies (`training_curves`,
+`learning_curves`, `label_efficiency`, `forest`, `cost`), preparation (`preparation_stages`,
+`counts`). `save_png` writes one to a file.
 """
 
 from sgc_experiments.figures.accuracy import (
+    abstention,
     confusion,
     log_odds_histogram,
     precision_recall,
@@ -34,6 +35,7 @@ from sgc_experiments.figures.tuning import (
 
 __all__ = [
     "Explanation",
+    "abstention",
     "confusion",
     "cost",
     "counts",

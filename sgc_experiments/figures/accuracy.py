@@ -9,7 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from sgc_experiments.curves import precision_recall_band, reliability_table, roc_band
+from sgc_experiments.curves import (
+    abstention_table,
+    precision_recall_band,
+    reliability_table,
+    roc_band,
+)
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import N_BOOTSTRAP, evaluate
 from sgc_experiments.figures.style import (
@@ -160,6 +165,38 @@ def reliability(
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper center", frameon=False, handlelength=3
     )
+    return figure
+
+
+@styled
+def abstention(
+    models: Mapping[str, pd.DataFrame], *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> Figure:
+    """AUC of the images that are answered, against their share, the most certain ones first.
+
+    Arguments and errors as `roc`.
+    """
+    figure, axes = canvas(5.8, 4.2)
+    axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance: AUC 0.50")
+    for look, (name, frame) in zip(looks(), models.items(), strict=False):
+        table = abstention_table(frame, n_bootstrap=n_bootstrap, seed=seed)
+        coverage = 100 * table["coverage"]
+        if len(models) <= _MOST_BANDS:
+            axes.fill_between(
+                coverage, table["low"], table["high"],
+                color=look.color, alpha=BAND_ALPHA, linewidth=0,
+            )  # fmt: skip
+        axes.plot(
+            coverage, table["auc"], color=look.color, linestyle=look.line, marker=look.marker,
+            label=_quoted(name, "AUC of all", _metric(frame, "auc", n_bootstrap, seed)),
+        )  # fmt: skip
+    axes.set(
+        xlim=(102, 18),  # leaving out ever more images, as one reads
+        ylim=(min(0.45, axes.get_ylim()[0]), 1.015),
+        xlabel="Images answered, the most certain first (%)",
+        ylabel="AUC of the answered images",
+    )
+    _legend(axes, loc="lower left")
     return figure
 
 
