@@ -1,4 +1,4 @@
-"""The images that the benchmarks share: lesion crops of a phantom, split by patient."""
+"""The images that the benchmarks share: lesion crops of a phantom, or all of it, by patient."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,23 @@ from sgc_experiments.data.splits import low_data_subset, make_split
 
 
 class Crops(NamedTuple):
-    """Crops by subset, and the patient of each test image."""
+    """Images by subset.
+
+    Attributes:
+        train: To learn from.
+        validation: To choose on.
+        test: To report on.
+        test_patients: Of each test image.
+        test_boxes: The lesion of each test image in its pixels, x0, y0, x1, y1; NaN without one.
+        rest: Images of the patients that `n_patients` left out, (M, S, S).
+    """
 
     train: ImageSet
     validation: ImageSet
     test: ImageSet
     test_patients: np.ndarray
+    test_boxes: np.ndarray
+    rest: np.ndarray
 
 
 def phantom_crops(
@@ -25,23 +36,27 @@ def phantom_crops(
     *,
     difficulty: str = "standard",
     n_patients: int | None = None,
+    input: str = "roi",
+    seed: int = 0,
 ) -> Crops:
     """Render, prepare and split a phantom; what is in the cache is not made again.
 
     Args:
         patients: Of the phantom, 2 or 4 images each.
-        image_size: Side of the crops in pixels.
+        image_size: Side of the images in pixels.
         difficulty: Of the phantom.
         n_patients: How many patients training and validation may use; None means all.
+        input: "roi", crops around lesions, or "whole".
+        seed: Of the phantom.
     """
     config = resolve_defaults(PrepareConfig(), gpu=False)
     dataset = load_dataset(
         "phantom",
         data_dir=None,
         cache_dir=config.cache_dir,
-        input="roi",
+        input=input,
         image_size=image_size,
-        phantom={"patients": patients, "seed": 0, "difficulty": difficulty},
+        phantom={"patients": patients, "seed": seed, "difficulty": difficulty},
         progress=False,
     )
     split = make_split(dataset.table, seed=0, validation_fraction=0.15, test_fraction=0.25)
@@ -50,4 +65,10 @@ def phantom_crops(
     labels = dataset.table["label"].to_numpy(np.int64)
     rows = {name: split.indices(name, dataset.table) for name in ("train", "validation", "test")}
     sets = {name: ImageSet(np.asarray(dataset.images[i]), labels[i]) for name, i in rows.items()}
-    return Crops(**sets, test_patients=dataset.table["patient"].to_numpy()[rows["test"]])
+    patients = dataset.table["patient"]
+    return Crops(
+        **sets,
+        test_patients=patients.to_numpy()[rows["test"]],
+        test_boxes=dataset.boxes[rows["test"]],
+        rest=np.asarray(dataset.images[~patients.isin(split.manifest["patient"]).to_numpy()]),
+    )

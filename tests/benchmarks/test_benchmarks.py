@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import (
     classification_cost,
     component_ablation,
+    explanations,
     hardware_limit,
     ingest,
     likelihood_accuracy,
     scaling,
+    semi_supervised,
     startup,
     training_speed,
 )
@@ -137,3 +140,32 @@ def test_the_component_ablation_tells_its_parts_apart():
         difference = result["auc_reference_0"] - result[f"auc_{part}_0"]
         assert result[f"gain_{part}_0"] == pytest.approx(difference)
     assert len(set(result.values())) > 1
+
+
+def test_explanations_are_counted_inside_the_box():
+    maps = np.zeros((3, 8, 8))
+    maps[0, 2, 5] = maps[1, 7, 7] = maps[2, 0, 0] = 1.0
+    boxes = np.array([[5, 2, 6, 3], [0, 0, 7, 7], [1, 0, 8, 8]])  # x0, y0, x1, y1
+    assert explanations.hits(maps, boxes).tolist() == [True, False, False]
+    blurred = explanations.hits(maps, np.array([[4, 1, 7, 4]] * 3), blur=1.0)
+    assert blurred.tolist() == [True, False, False]
+
+
+def test_explanations_report_their_hit_rate_beside_chance():
+    result = explanations.measure(explanations.Size(40, 32, "steps:5", evaluations=8))
+    assert _fields(result) == {"hit_rate", "hit_rate_smoothed", "hit_rate_by_chance", "auc"}
+    assert all(0 <= result[name] <= 1 for name in result)
+    assert 0 < result["hit_rate_by_chance"] < 0.3
+
+
+def test_semi_supervised_training_stands_beside_training_without():
+    size = semi_supervised.Size(40, 16, (12,), "steps:4", channels=(8, 16))
+    result = semi_supervised.measure(size)
+    assert _fields(result) == {
+        f"auc_{way}_12{end}" for way, ends in (
+            ("labelled", ("",)), ("unlabelled", ("", "_gain")), ("transferred", ("", "_gain")),
+        ) for end in ends
+    }  # fmt: skip
+    assert len({result[f"auc_{way}_12"] for way in semi_supervised.WAYS}) > 1
+    gain = result["auc_unlabelled_12"] - result["auc_labelled_12"]
+    assert result["auc_unlabelled_12_gain"] == pytest.approx(gain)
