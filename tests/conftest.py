@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from sgc_experiments.data import ImageDataset, load_dataset
 from tests.postgres import PostgresServer, running_server
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +123,15 @@ def finished(tmp_path_factory, make_workspace) -> Workspace:
         done = workspace.project("train", **SMALL)
         assert done.returncode == 0, done.stdout + done.stderr
     return workspace
+
+
+@pytest.fixture(scope="session")
+def phantom(finished) -> ImageDataset:
+    """The images of the phantom that the model of `finished` was fitted on."""
+    return load_dataset(
+        "phantom", data_dir=None, cache_dir=finished.cache, input="roi", image_size=32, workers=1,
+        phantom={"patients": 40, "seed": 0, "difficulty": "standard"}, progress=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

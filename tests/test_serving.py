@@ -21,17 +21,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sgc_experiments.data import load_dataset
 from sgc_experiments.serving_input import MOST_FILES
-
-
-@pytest.fixture(scope="module")
-def phantom(finished):
-    """The images of the phantom that the served model was fitted on."""
-    return load_dataset(
-        "phantom", data_dir=None, cache_dir=finished.cache, input="roi", image_size=32, workers=1,
-        phantom={"patients": 40, "seed": 0, "difficulty": "standard"}, progress=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -88,12 +88,20 @@ def test_an_image_that_the_model_is_judged_on_is_refused(cache, whole, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "not a folder"), ("empty", "no usable image"), ("roi", "whole")]
+    ("content", "words"),
+    [
+        (None, "not a folder"),
+        ("empty", "holds no image"),
+        ("broken", "no usable image"),
+        ("roi", "whole"),
+    ],
 )
 def test_a_folder_of_no_use_is_named(cache, whole, tmp_path, content, words):
     folder = tmp_path / "images"
     if content:
         folder.mkdir()
+    if content == "broken":
+        (folder / "broken.dcm").write_bytes(b"no image")
     kind = "roi" if content == "roi" else "whole"
     config = configured(cache, input=kind, unlabelled=folder)
     data = load_data(config) if content == "roi" else whole

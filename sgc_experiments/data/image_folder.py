@@ -1,14 +1,20 @@
-"""A folder of images without a table, and boxes for them."""
+"""A folder of images without a table: what lies in it, prepared as a dataset is, and boxes."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from sgc_experiments.data.preprocess import Box
+from sgc_experiments.data.cache import open_cache
+from sgc_experiments.data.preprocess import Box, PreprocessSettings
 from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
+from sgc_experiments.data.schema import hashed
 from sgc_experiments.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy", "")
@@ -16,11 +22,32 @@ SUFFIXES = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy", 
 FULL_BOX: Box = (0.0, 0.0, 1e9, 1e9)
 _COLUMNS = ("path", "x0", "y0", "x1", "y1")
 
+log = logging.getLogger("sgc_experiments.data")
 
-def find_images(root: Path) -> list[str]:
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Prepared images of a folder.
+
+    Attributes:
+        images: (N, S, S) uint16, memory-mapped.
+        image_ids: pseudonyms of the files' places in the folder, N of them.
+        digest: SHA-256 over the content of the files and the settings.
+    """
+
+    images: np.ndarray
+    image_ids: tuple[str, ...]
+    digest: str
+
+
+def find_images(root: Path, parameter: str = "images") -> list[str]:
     """List the image files of a folder at any depth, told by their suffix or the lack of one.
 
     Hidden files and folders and links that lead out of the folder are left out.
+
+    Args:
+        root: the folder.
+        parameter: that named it, for the message.
 
     Returns:
         Paths relative to the folder, sorted.
@@ -29,7 +56,7 @@ def find_images(root: Path) -> list[str]:
         UserError: there is no such folder, or no image in it.
     """
     if not root.is_dir():
-        raise UserError(f"images={root} is not a folder; give the folder of the images.")
+        raise UserError(f"{parameter}={root} is not a folder; give the folder of the images.")
     base = os.path.realpath(root)
     names = []
     for directory, below, files in os.walk(root):
@@ -43,10 +70,60 @@ def find_images(root: Path) -> list[str]:
                 names.append(os.path.relpath(path, root))
     if not names:
         raise UserError(
-            f"images={root} holds no image; DICOM (.dcm, or no suffix), JPEG, PNG, TIFF and NPY "
-            "files are read."
+            f"{parameter}={root} holds no image; DICOM (.dcm, or no suffix), JPEG, PNG, TIFF and "
+            "NPY files are read."
         )
     return sorted(names)
+
+
+def load_folder(
+    folder: Path,
+    settings: PreprocessSettings,
+    *,
+    cache_dir: Path,
+    workers: int = 0,
+    progress: bool = True,
+) -> FolderImages:
+    """Prepare every image of a folder for `unlabelled`; what is no sound image is counted and left.
+
+    Args:
+        folder: searched by `find_images`.
+        settings: as for the dataset that the images go with.
+        cache_dir: for the prepared images.
+        workers: processes, 0 for one per core.
+        progress: whether to show a bar.
+
+    Raises:
+        UserError: there is no such folder, the input is lesion crops, or no file is usable.
+    """
+    if settings.input == "roi":
+        raise UserError(
+            f"Images of the folder {folder.name} have no lesion boxes to be cut out by: use "
+            "input=whole, or unlabelled=rest."
+        )
+    names = find_images(folder, "unlabelled")
+    table = pd.DataFrame(
+        {
+            "image_id": [hashed("img", name, salt="folder") for name in names],
+            "path": [str(folder / name) for name in names],
+            "lesions": [()] * len(names),
+        }
+    )
+    cached = open_cache(
+        table, settings, root=folder, cache_dir=cache_dir, workers=workers, progress=progress
+    )
+    if cached.rejected:
+        reasons = pd.Series(list(cached.rejected.values())).value_counts()
+        told = "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
+        log.warning("%s: %d of %d files left out (%s)", folder.name, len(cached.rejected),
+                    len(names), told)  # fmt: skip
+    if not cached.sources:
+        raise UserError(
+            f"unlabelled={folder} holds no usable image ({len(names)} files were tried)."
+        )
+    digest = hashlib.sha256(repr([settings.as_dict(), sorted(cached.sources.values())]).encode())
+    usable = tuple(name for name in table["image_id"] if name in cached.sources)
+    return FolderImages(cached.images, usable, digest.hexdigest())
 
 
 def read_boxes(path: Path) -> dict[str, Box]:

@@ -97,7 +97,7 @@ def _at_prevalence(
     validation: pd.DataFrame,
     test: pd.DataFrame,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables for the prevalence that is wanted; thresholds move along, decisions stay."""
+    """Both tables for the prevalence that is wanted, so that thresholds are chosen at it too."""
     if config.prevalence == "training":
         return validation, test
     classes, prior = model.classifier.classes, model.classifier.prior

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sgc_experiments.batches import ImageSet
 from sgc_experiments.config import TrainConfig
-from sgc_experiments.data.folder import load_folder
+from sgc_experiments.data.image_folder import load_folder
 from sgc_experiments.data.preprocess import PreprocessSettings
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.datasets import Data
