@@ -60,6 +60,7 @@ SERVING_REQUIREMENTS = (
     "scipy",
     "timm",
     "torch",
+    "torchdiffeq",
     "torchvision",
     "tqdm",
 )

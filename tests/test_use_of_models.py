@@ -8,9 +8,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_digits
 
 from sgc_experiments.__main__ import main
 from sgc_experiments.data.preprocess import PreprocessSettings
+from sgc_experiments.experiments.fitted import load_fitted
 from sgc_experiments.experiments.prediction_journal import PredictionJournal
 from tests.conftest import SMALL
 
@@ -122,6 +124,26 @@ def test_probabilities_are_for_the_prevalence_that_is_wanted(finished, trained, 
 def test_what_cannot_be_evaluated_is_told_in_a_sentence(command, capsys, parameters, told):
     assert command("evaluate", **parameters) == 2
     assert told in capsys.readouterr().err
+
+
+def test_foreign_images_are_flagged_among_phantoms(finished, phantom, command):
+    """Noise and handwritten digits, scaled up, are told; of inverted crops, a part."""
+    classifier = load_fitted(MODEL, "cpu").classifier
+    split = artifact(finished, runs(finished, "train")[0], "split.csv").set_index("patient")
+    subset = phantom.table["patient"].map(split["subset"].groupby(level=0).first())
+    own = np.asarray(phantom.images[(subset == "test").to_numpy()])
+    noise = np.random.default_rng(0).normal(size=own.shape) * 6500  # a tenth of the range
+    digits = np.kron(load_digits().images[:60], np.ones((4, 4))) * (65535 / 16)
+    noisy = np.clip(own + noise, 0, 65535)
+    shares = {
+        name: classifier.predict_log_odds(images.astype(np.uint16)).out_of_distribution.mean()
+        for name, images in {
+            "own": own, "noisy": noisy, "digits": digits, "inverted": 65535 - own
+        }.items()
+    }  # fmt: skip
+    assert shares["own"] <= 0.1, shares
+    assert min(shares["noisy"], shares["digits"]) >= 0.8, shares
+    assert shares["inverted"] >= 0.3, shares
 
 
 @pytest.fixture
