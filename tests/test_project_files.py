@@ -11,7 +11,7 @@ import yaml
 
 from sgc_experiments.__main__ import ENTRY_POINTS
 from sgc_experiments.experiments import COMMANDS, CONFIGS
-from sgc_experiments.tracking import SERVING_REQUIREMENTS
+from sgc_experiments.tracked_run import SERVING_REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 

@@ -38,7 +38,8 @@ def baseline(config: BaselineConfig) -> None:
     gpu = choose_device(config.device).type == "cuda"
     config = resolve_defaults(config, gpu=gpu)
     name = f"baseline-{config.dataset}-{config.input}{config.image_size}-seed{config.seed}"
-    with start_run(name, {"entry_point": "baseline", "dataset": config.dataset}) as run:
+    tags = {"entry_point": "baseline", "dataset": config.dataset}
+    with start_run(name, tags, config=config) as run:
         announce(", ".join(config.models), config, gpu=gpu)
         run.log_config(config.model_dump())
         run.log_environment()
@@ -66,7 +67,8 @@ def _fit(config: TrainConfig, dataset: ImageDataset) -> PastRun:
     for past in finished_runs(tags=tags):
         logger.info("%s: taken over from run %s", config.model, past.run_id)
         return past
-    with start_run(run_name(config), run_tags(config) | tags, nested=True) as run:
+    tags = run_tags(config) | tags
+    with start_run(run_name(config), tags, config=config, nested=True) as run:
         logger.info("%s", config.model)
         run.log_config(config.model_dump())
         run.log_environment()

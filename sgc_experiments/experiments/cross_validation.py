@@ -80,7 +80,7 @@ def _fold(config: TrainConfig, data: Data, fold: str) -> PastRun:
         return past
     tags |= {"entry_point": "fold", "model": config.model, "dataset": config.dataset}
     name = f"{config.model}-{config.dataset}-fold{fold}"
-    with start_run(name, tags, nested=True) as run:
+    with start_run(name, tags, config=config, nested=True) as run:
         logger.info("fold %s of %s", fold, config.model)
         run.log_config(config.model_dump())
         log_data(run, data)

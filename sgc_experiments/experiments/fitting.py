@@ -121,7 +121,8 @@ def fit(
         attempt: keeps apart the checkpoints of equal trainings that may run at the same time.
         progress: whether to show it.
     """
-    checkpoint_dir = config.cache_dir / "checkpoints" / (fingerprint(config, data) + attempt)
+    home = run.folder or config.cache_dir / "checkpoints"
+    checkpoint_dir = home / (fingerprint(config, data) + attempt)
     train_set = data.image_set("train")
     if isinstance(classifier, ScoreBasedClassifier):
         if unlabelled := find_unlabelled(config, data):
@@ -147,7 +148,8 @@ def fit(
     history = pd.DataFrame(result.history)
     run.log_table(history, "training_history")
     run.log_figure(figures.training_curves(history), "training_curves")
-    shutil.rmtree(checkpoint_dir, ignore_errors=True)
+    if run.folder is None:  # else they go when the run is finished
+        shutil.rmtree(checkpoint_dir, ignore_errors=True)
 
 
 def fingerprint(config: TrainConfig, data: Data) -> str:

@@ -45,7 +45,7 @@ def prepare(config: PrepareConfig) -> None:
     config = resolve_defaults(config, gpu=choose_device("auto").type == "cuda")
     name = f"prepare-{config.dataset}-{config.input}{config.image_size}"
     tags = {"entry_point": "prepare", "dataset": config.dataset}
-    with start_run(name, tags) as run:
+    with start_run(name, tags, config=config) as run:
         run.log_config(config.model_dump())
         run.log_environment()
         data = load_data(config)

@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> None:
     """
     gpu = choose_device(config.device).type == "cuda"
     config = resolve_defaults(config, gpu=gpu)
-    with start_run(run_name(config), run_tags(config)) as run:
+    with start_run(run_name(config), run_tags(config), config=config) as run:
         announce(config.model, config, gpu=gpu)
         run.log_config(config.model_dump())
         run.log_environment()

@@ -1,0 +1,106 @@
+"""What a command keeps on this machine until its run is finished, and how it is found again.
+
+A run has a folder `<cache_dir>/runs/<key>` for checkpoints and the journal of its metrics. The key
+is a digest of the configuration, the commit and the cache itself, so that the same command on the
+same machine comes to the same folder, and finds its MLflow run by the same key. A lock tells a run
+that was broken off from one that is still going: two equal commands at once have two folders and
+two runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from sgc_experiments.errors import Outage
+
+# Where things lie changes no result.
+_BESIDE_THE_RESULT = ("cache_dir", "config")
+
+
+class Claim(NamedTuple):
+    """A run's folder, held by this process alone."""
+
+    key: str
+    folder: Path
+
+
+@contextlib.contextmanager
+def claimed(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iterator[Claim]:
+    """Hold the folder of a run for as long as the block lasts; it is made if missing.
+
+    Args:
+        cache_dir: Where runs have their folders.
+        config: The resolved configuration, JSON-able.
+        identity: What else tells the run from others.
+
+    Raises:
+        Outage: The folder cannot be written.
+    """
+    relevant = {name: value for name, value in config.items() if name not in _BESIDE_THE_RESULT}
+    runs = cache_dir / "runs"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([relevant, identity, _identity(runs)], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        for number in itertools.count(1):
+            name = key if number == 1 else f"{key}-{number}"
+            lock = _lock(runs / name)
+            if lock is not None:
+                break
+    except OSError as error:
+        raise Outage(
+            f"The folder {cache_dir} cannot be written ({error.strerror}); free some space, or set "
+            "cache_dir to another folder."
+        ) from None
+    with lock:
+        yield Claim(name, runs / name)
+
+
+def discard(claim: Claim) -> None:
+    """Delete the folder of a run that is finished."""
+    shutil.rmtree(claim.folder, ignore_errors=True)
+
+
+def _identity(runs: Path) -> str:
+    """A random text that makes this cache differ from those of other machines."""
+    path = runs / "identity"
+    while not path.exists():
+        temporary = runs / f".identity.{secrets.token_hex(4)}"
+        temporary.write_text(secrets.token_hex(16), encoding="utf-8")
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(temporary, path)
+        temporary.unlink()
+    return path.read_text(encoding="utf-8")
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """Lock a folder, which is made if missing; None if another process has it.
+
+    The kernel frees the lock when the process ends, however it ends.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            file = (folder / "lock").open("a", encoding="utf-8")
+        except FileNotFoundError:  # its run has just finished
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino == (folder / "lock").stat().st_ino:
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:
+            pass  # locked when it was gone already
+        file.close()

@@ -1,0 +1,336 @@
+"""One MLflow run, in the vocabulary of the experiments: what is logged, and in which form."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+from mlflow.entities import LoggedModelStatus
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ParamSchema, ParamSpec
+
+from sgc_experiments.delivery import MetricSender
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+CHAMPION = "champion"
+CHAMPION_MEANS = (
+    f"The alias `{CHAMPION}` marks the version with the best validation AUC under its split."
+)
+# What the logged model needs to answer, as opposed to what fitting it needs.
+SERVING_REQUIREMENTS = (
+    "dicomsdl",
+    "mlflow",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "pillow",
+    "pydantic-settings",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "PyYAML",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchdiffeq",
+    "torchvision",
+    "tqdm",
+)
+# Where things lie on this machine says nothing about the result, and paths can hold identifiers.
+_NOT_LOGGED = frozenset(
+    {"boxes", "cache_dir", "config", "data_dir", "images", "out", "storage", "table"}
+)
+RESUME_KEY = "resume_key"
+REASON = "failure_reason"
+
+
+class TrackedRun:
+    """The active MLflow run, in the vocabulary of the experiments.
+
+    Attributes:
+        run_id: of MLflow.
+        experiment_id: of MLflow.
+        folder: where the run keeps what an interruption must not destroy; None if it keeps nothing.
+    """
+
+    def __init__(self, run_id: str, experiment_id: str) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        self.folder: Path | None = None
+        self._sender: MetricSender | None = None
+        self._logged: frozenset[str] = frozenset()
+
+    def keep_in(self, folder: Path, *, logged: Collection[str]) -> None:
+        """Let the run outlive its process, and its metrics an outage of the tracking server.
+
+        Args:
+            folder: of the run alone.
+            logged: names of the metrics that the run has already.
+        """
+        self.folder = folder
+        self._sender = MetricSender(self.run_id, folder / f"metrics-{self.run_id}.jsonl")
+        self._logged = frozenset(logged)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Log the resolved configuration, as params ``config.*`` and as a file to run again."""
+        shown = {name: value for name, value in config.items() if name not in _NOT_LOGGED}
+        mlflow.log_params({f"config.{name}": _param(value) for name, value in shown.items()})
+        self.log_parameters(config, "config")
+
+    def log_parameters(self, config: Mapping[str, Any], name: str) -> None:
+        """Log a configuration as ``<name>.yaml``, which the command line takes as ``config=``."""
+        shown = {key: value for key, value in config.items() if key not in _NOT_LOGGED}
+        mlflow.log_text(yaml.safe_dump(_plain(shown), sort_keys=False), f"{name}.yaml")
+
+    def log_environment(self) -> None:
+        """Log package versions, Python, the platform and the commit."""
+        packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+        }
+        mlflow.log_text(json.dumps(environment, indent=2), "environment.json")
+        mlflow.set_tag("commit", commit())
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log finite metrics; a metric that does not exist (NaN) is left out.
+
+        In a run that has a folder, those of a step are sent when the server takes them, and what
+        the run has already is not logged again.
+        """
+        finite = {name: float(v) for name, v in metrics.items() if np.isfinite(v)}
+        if self._sender and step is not None:
+            self._sender.log(finite, step)
+            return
+        new = {name: value for name, value in finite.items() if name not in self._logged}
+        if new:
+            mlflow.log_metrics(new, step=step)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Log a figure as ``figures/<name>.png``."""
+        mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 110})
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Log a table as ``<name>.csv``."""
+        mlflow.log_text(table.to_csv(index=False, lineterminator="\n"), f"{name}.csv")
+
+    def log_parquet(self, table: pd.DataFrame, name: str) -> None:
+        """Log a table as ``<name>.parquet``, with its types."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / f"{name}.parquet"
+            table.to_parquet(path, index=False)
+            mlflow.log_artifact(str(path))
+
+    def log_page(self, html: str, name: str) -> None:
+        """Log a page as ``<name>.html``."""
+        mlflow.log_text(html, f"{name}.html")
+
+    def log_input(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
+        """Log one subset as a dataset input; only pseudonyms and labels are in ``table``."""
+        with warnings.catch_warnings():
+            # MLflow's advice on missing integers is for models' inputs; labels are never missing.
+            warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer")
+            dataset = mlflow.data.from_pandas(table, name=name, digest=digest[:36], targets="label")
+            try:
+                mlflow.log_input(dataset, context=context)
+            except MlflowException:
+                # MLflow looks for the dataset before it adds it, so of two runs that log one
+                # dataset at one moment the later is refused; it finds the dataset the next time.
+                mlflow.log_input(dataset, context=context)
+
+    def show_below(self, run_id: str) -> None:
+        """Let the UI list this run below another."""
+        mlflow.set_tag("mlflow.parentRunId", run_id)
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags; values become strings."""
+        mlflow.set_tags({name: str(value) for name, value in tags.items()})
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that the MLflow UI shows at the top of the run."""
+        mlflow.set_tag("mlflow.note.content", markdown)
+
+    def flush(self) -> None:
+        """Wait until the metrics of all steps are sent.
+
+        Raises:
+            Exception: why they could not be.
+        """
+        if self._sender:
+            self._sender.flush()
+            self._sender.close()
+
+    def break_off(self, reason: str, *, resumable: bool, hurried: bool) -> None:
+        """Tag a run that ends before it is finished.
+
+        Args:
+            reason: the tag ``failure_reason``.
+            resumable: whether the same command may go on in this run.
+            hurried: the process is about to end and has no time for many attempts.
+        """
+        if self._sender:  # what is not sent stands in the journal
+            self._sender.close(seconds=2.0)
+        if hurried:
+            os.environ[MLFLOW_HTTP_REQUEST_MAX_RETRIES.name] = "1"
+            os.environ[MLFLOW_HTTP_REQUEST_TIMEOUT.name] = "5"
+        self.set_tags({REASON: reason})
+        if self.folder and not resumable:
+            mlflow.delete_tag(RESUME_KEY)
+
+    def log_classifier(
+        self,
+        folder: Path,
+        *,
+        example: np.ndarray,
+        answer: pd.DataFrame,
+        prior: Mapping[str, float],
+        metadata: dict[str, Any],
+    ) -> str:
+        """Log a saved classifier as a model from code: safetensors and source, no pickle.
+
+        Args:
+            folder: what the classifier's ``save`` wrote.
+            example: (N, S, S) float32 images in [0, 1].
+            answer: what the model answers to ``example``.
+            prior: the share of each class that the answers hold for unless another is given.
+            metadata: JSON-able facts stored with the model.
+
+        Returns:
+            The model's URI. A run that goes on and has its model already logs no second one.
+        """
+        if logged := self._find_model():
+            return logged
+        # Inputs are numbers or files; MLflow's schema can name one kind only, and its complaints
+        # would quote the pixels: the model checks both itself.
+        signature = ModelSignature(
+            outputs=infer_signature(model_output=answer).outputs, params=_serving_params(prior)
+        )
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(PROJECT_DIR / "sgc_experiments" / "serving.py"),
+            artifacts={"classifier": str(folder)},
+            code_paths=[str(PROJECT_DIR / "sgc_experiments"), str(PROJECT_DIR / "baselines")],
+            signature=signature,
+            input_example=example,
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS
+            ],
+            metadata=metadata,
+        )
+        return info.model_uri
+
+    def _find_model(self) -> str | None:
+        """The model that an interrupted process has logged; a half one is deleted."""
+        found = None
+        for model in mlflow.search_logged_models(
+            [self.experiment_id],
+            filter_string=f"source_run_id = '{self.run_id}'",
+            output_format="list",
+        ):
+            if model.status == LoggedModelStatus.READY:
+                found = model.model_uri
+            else:
+                MlflowClient().delete_logged_model(model.model_id)
+        return found
+
+    def register(
+        self, model_uri: str, name: str, *, tags: Mapping[str, object], description: str
+    ) -> str:
+        """Register a logged model; it becomes ``champion`` when it is the best under its split.
+
+        Args:
+            model_uri: what :meth:`log_classifier` returned.
+            name: the registered model, ``<model>-<dataset>``.
+            tags: the version's tags; ``val_auc`` and ``split_digest`` decide on the alias.
+            description: markdown shown with the version, and with the registered model while this
+                version is its champion.
+
+        Returns:
+            The version number.
+        """
+        client = MlflowClient()
+        texts = {key: str(value) for key, value in tags.items()}
+        versions = client.search_model_versions(f"name='{name}'")
+        rivals = [
+            float(version.tags["val_auc"])
+            for version in versions
+            if version.tags.get("split_digest") == texts["split_digest"]
+            and "val_auc" in version.tags
+            and version.run_id != self.run_id
+        ]
+        # A process that was killed may have come this far already.
+        mine = [version.version for version in versions if version.run_id == self.run_id]
+        version = mine[0] if mine else mlflow.register_model(model_uri, name, tags=texts).version
+        client.update_model_version(name, version, description=description)
+        if all(float(texts["val_auc"]) > rival for rival in rivals):
+            client.set_registered_model_alias(name, CHAMPION, version)
+            client.update_registered_model(
+                name, f"{CHAMPION_MEANS} Now version {version}:\n\n{description}"
+            )
+        return str(version)
+
+
+def commit() -> str:
+    """The commit of the running code, with ``-dirty`` when files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=PROJECT_DIR,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _param(value: Any) -> str:
+    if isinstance(value, Path):  # where it lies is no one else's matter
+        return value.name
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _param(value) if isinstance(value, tuple | list | Path) else value
+        for name, value in config.items()
+    }
+
+
+def _serving_params(prior: Mapping[str, float]) -> ParamSchema:
+    """What a caller may choose: see ``serving.ImageClassifier.predict``."""
+    shares = list(prior.values())
+    if len(shares) == 2:
+        prevalence = ParamSpec("prevalence", "double", shares[1])
+    else:
+        prevalence = ParamSpec("prevalence", "double", shares, shape=(-1,))
+    return ParamSchema(
+        [prevalence, ParamSpec("evaluations", "long", 0), ParamSpec("map", "boolean", False)]
+    )
