@@ -1,4 +1,7 @@
-"""`train` on all three datasets as they are distributed, and nothing private in what it writes."""
+"""`train` on CBIS-DDSM and VinDr-Mammo as they are distributed: nothing private is written.
+
+For INbreast see `test_private_data.py`.
+"""
 
 import pytest
 
@@ -6,11 +9,10 @@ from tests.conftest import SMALL
 from tests.planted_markers import LEAK, MARKER, plant_in_headers, plant_in_unused_columns
 
 TABLES = {
-    "inbreast": (["INbreast Release 1.0/INbreast.csv"], ";"),
     "cbis_ddsm": (["mass_case_description_train_set.csv"], ","),
     "vindr_mammo": (["breast-level_annotations.csv", "metadata.csv"], ","),
 }
-SYNTAXES = {"inbreast": "rle", "cbis_ddsm": "native", "vindr_mammo": "jpegls"}
+SYNTAXES = {"cbis_ddsm": "native", "vindr_mammo": "jpegls"}
 
 
 @pytest.fixture(scope="module", params=TABLES)
