@@ -29,7 +29,7 @@ test: env services lint  ## all tests but the long campaigns
 	$(PYTEST) -m "not slow"
 
 soak: env services  ## the long campaigns (kills, faults, fuzzing, full grids)
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --dist load --timeout 7200
 
 audit: env  ## known vulnerabilities of the dependencies (asks PyPI), and of our own code
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sgc_experiments baselines

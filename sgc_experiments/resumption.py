@@ -24,7 +24,8 @@ from typing import Any, NamedTuple, TextIO
 from sgc_experiments.errors import Outage
 
 # Where things lie changes no result.
-_BESIDE_THE_RESULT = ("cache_dir", "config")
+_BESIDE_THE_RESULT = frozenset({"cache_dir", "config"})
+_LOCK = "lock"
 
 
 class Claim(NamedTuple):
@@ -46,7 +47,10 @@ def claimed(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iter
     Raises:
         Outage: The folder cannot be written.
     """
-    relevant = {name: value for name, value in config.items() if name not in _BESIDE_THE_RESULT}
+    beside = _BESIDE_THE_RESULT
+    if config.get("dataset") == "phantom":  # whose default depends on the working folder
+        beside |= {"data_dir"}
+    relevant = {name: value for name, value in config.items() if name not in beside}
     runs = cache_dir / "runs"
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,15 @@ def claimed(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iter
         ) from None
     with lock:
         yield Claim(name, runs / name)
+
+
+def empty(claim: Claim) -> None:
+    """Delete what a run has left that is finished, or was deleted in MLflow."""
+    for path in claim.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
 def discard(claim: Claim) -> None:
@@ -91,12 +104,12 @@ def _lock(folder: Path) -> TextIO | None:
     while True:
         folder.mkdir(exist_ok=True)
         try:
-            file = (folder / "lock").open("a", encoding="utf-8")
+            file = (folder / _LOCK).open("a", encoding="utf-8")
         except FileNotFoundError:  # its run has just finished
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino == (folder / "lock").stat().st_ino:
+            if os.fstat(file.fileno()).st_ino == (folder / _LOCK).stat().st_ino:
                 return file
         except BlockingIOError:
             file.close()

@@ -22,11 +22,12 @@ from mlflow.entities import LifecycleStage, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import OperationalError
 
 from sgc_experiments.command_line import Config
 from sgc_experiments.delivery import is_outage, outage
 from sgc_experiments.errors import Outage, UserError
-from sgc_experiments.resumption import Claim, claimed, discard
+from sgc_experiments.resumption import Claim, claimed, discard, empty
 from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, commit
 
 __all__ = [
@@ -92,10 +93,10 @@ def start_run(
     Args:
         name: how the UI lists the run.
         tags: set at once, so that a run that fails early can be found too.
-        config: the resolved configuration, which with the tags tells by what the run is found
-            again; without one the run is ``run_id``'s or a new one.
+        config: the resolved configuration, by which with the tags the run is found again; without
+            one it keeps nothing on this machine.
         nested: below the run that is open.
-        run_id: of a run to go on with; "" makes one.
+        run_id: of a run to go on with; "" looks for one by ``config``, or makes one.
         parent: below this run, which another process holds open.
         system_metrics: whether to record the load of the machine.
 
@@ -107,7 +108,9 @@ def start_run(
         run = None
         try:
             claim = _claim(stack, config, texts, nested=nested) if config else None
-            unfinished = _unfinished_run(claim, nested=nested) if claim else run_id
+            unfinished = run_id
+            if claim and not run_id:
+                unfinished = _unfinished_run(claim, nested=nested)
             active = mlflow.start_run(
                 run_id=unfinished or None,
                 run_name=None if "MLFLOW_RUN_ID" in os.environ else name,
@@ -120,6 +123,8 @@ def start_run(
             if REASON in active.data.tags:  # of the attempt that is gone on with
                 mlflow.delete_tag(REASON)
             if claim:
+                if not unfinished:
+                    empty(claim)
                 run.keep_in(claim.folder, logged=active.data.metrics)
             _show_as_model_training(run.experiment_id)
             yield run
@@ -144,8 +149,8 @@ def _claim(stack: ExitStack, config: Config, tags: Mapping[str, str], *, nested:
     return stack.enter_context(claimed(config.cache_dir, dumped, **identity))
 
 
-def _unfinished_run(claim: Claim, *, nested: bool) -> str | None:
-    """The id of the run that this command has begun and not finished.
+def _unfinished_run(claim: Claim, *, nested: bool) -> str:
+    """The id of the run that this command has begun and not finished, or "".
 
     Since the claim is held, no other process is at work on it. With ``mlflow run``, the run that
     was opened for the command is given up for it.
@@ -161,7 +166,7 @@ def _unfinished_run(claim: Claim, *, nested: bool) -> str | None:
     )
     unfinished = [run.info.run_id for run in found if run.info.status != "FINISHED"]
     if not unfinished:
-        return None
+        return ""
     logger.info("Going on in run %s, which was broken off.", unfinished[0])
     if inherited:
         os.environ.pop("MLFLOW_RUN_ID")
@@ -171,20 +176,25 @@ def _unfinished_run(claim: Claim, *, nested: bool) -> str | None:
 
 
 def _give_up_inherited(inherited: str, unfinished: str) -> None:
-    """Delete the empty run that ``mlflow run`` has opened for a command that goes on in another."""
+    """Put the empty run of ``mlflow run`` below the one in which its command goes on.
+
+    It cannot be deleted: ``mlflow run`` asks for it at its end.
+    """
     client = MlflowClient()
     client.set_tag(inherited, "continued_in", unfinished)
+    move_run(inherited, unfinished)
     client.set_terminated(inherited, "FINISHED")
-    client.delete_run(inherited)
-    logger.info("The run %s, opened by `mlflow run`, stays empty and is deleted.", inherited)
+    logger.info("The run %s, opened by `mlflow run`, stays empty.", inherited)
 
 
 def _told(error: BaseException) -> BaseException:
     """The exception to raise: a sentence, where a disk or a server is at fault."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, MlflowException | OperationalError) and "disk is full" in str(error):
+        return Outage(_DISK_FULL)
     if is_outage(error):
-        return Outage(_DISK_FULL) if "disk is full" in str(error) else outage()
+        return outage()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Outage(_DISK_FULL)
     return error
@@ -196,10 +206,12 @@ def _break_off(run: TrackedRun, error: BaseException) -> None:
     status = RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED)
     mistake = isinstance(error, UserError) and not isinstance(error, Outage)
     try:
-        run.break_off(
-            _reason(error), resumable=not mistake, hurried=killed or isinstance(error, Outage)
-        )
-        mlflow.end_run(status)
+        try:
+            run.break_off(
+                _reason(error), resumable=not mistake, hurried=killed or isinstance(error, Outage)
+            )
+        finally:  # else MLflow would try to end the run once more when the process exits
+            mlflow.end_run(status)
     except Exception as failure:
         if not is_outage(failure):
             raise

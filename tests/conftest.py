@@ -28,6 +28,7 @@ SMALL = {
     "bootstrap": "200",
     "workers": "2",
 }
+CAMPAIGN = "figures of a campaign"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,26 @@ class Workspace:
     def runs(self) -> list[mlflow.entities.Run]:
         """All runs of the default experiment, newest first."""
         return self.client.search_runs(["0"], order_by=["attributes.start_time DESC"])
+
+
+@pytest.fixture
+def figures_of_campaign(record_property) -> Callable[[str], None]:
+    """Takes the line of figures that a long campaign ends in; all are shown at the end."""
+    return lambda line: record_property(CAMPAIGN, line)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    lines = {
+        value
+        for report in reports
+        for name, value in getattr(report, "user_properties", [])
+        if name == CAMPAIGN
+    }
+    if lines:
+        terminalreporter.section("campaigns")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

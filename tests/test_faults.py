@@ -12,8 +12,9 @@ import pytest
 from sgc_experiments.data import load_dataset, show_stages
 from sgc_experiments.data.phantom.inbreast_layout import write_inbreast
 from sgc_experiments.data.rejection import Reason
+from sgc_experiments.errors import UserError
 from tests.conftest import SMALL
-from tests.test_kill_and_resume import results
+from tests.test_kill_and_resume import metrics_of
 from tests.tracking_server import TrackingServer
 
 TRAIN = ["train", "--checkpoint_every", "5", *(p for k, v in SMALL.items() for p in (f"--{k}", v))]
@@ -46,23 +47,19 @@ def wait_for_checkpoint(process, workspace):
     raise AssertionError(process.stderr.read())
 
 
-def of_finished(finished):
-    run = finished.runs()[0]
-    return {
-        name: value
-        for name, value in run.data.metrics.items()
-        if not name.startswith("system/") and "seconds" not in name
-    }
-
-
-def loss_steps(workspace):
+def check_all_is_there_once(workspace, finished):
+    """The run has the numbers of one whose server was always there, and each of them once."""
     (run,) = workspace.runs()
-    return [m.step for m in workspace.client.get_metric_history(run.info.run_id, "loss")]
+    assert run.info.status == "FINISHED"
+    assert metrics_of(run) == metrics_of(finished.runs()[0])
+    history = workspace.client.get_metric_history(run.info.run_id, "loss")
+    assert [m.step for m in history] == list(range(10, 61, 10))
+    assert len(workspace.client.search_model_versions()) == 1
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_server_that_comes_back_has_lost_nothing_and_doubled_nothing(
-    server, workspace, finished, seconds
+    server, workspace, finished, seconds, figures_of_campaign
 ):
     process = start(workspace, TRAIN, MLFLOW_TRACKING_URI=server.uri)
     wait_for_checkpoint(process, workspace)
@@ -71,11 +68,9 @@ def test_a_server_that_comes_back_has_lost_nothing_and_doubled_nothing(
     server.up()
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    assert results(workspace) == of_finished(finished)
-    assert loss_steps(workspace) == list(range(10, 61, 10))
-    assert len(workspace.client.search_model_versions()) == 1
+    check_all_is_there_once(workspace, finished)
     if seconds == 60:
-        print(f"outage: server away for {seconds} s in training, nothing lost, nothing doubled")
+        figures_of_campaign("outage: server away for 60 s, 60 steps: nothing lost, nothing doubled")
 
 
 def test_when_the_server_stays_away_the_same_command_sends_what_is_missing(
@@ -97,8 +92,7 @@ def test_when_the_server_stays_away_the_same_command_sends_what_is_missing(
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "Going on in run" in errors
-    assert results(workspace) == of_finished(finished)
-    assert loss_steps(workspace) == list(range(10, 61, 10))
+    check_all_is_there_once(workspace, finished)
 
 
 def test_a_server_that_is_not_there_is_one_sentence(workspace):
@@ -165,8 +159,8 @@ def test_a_run_on_a_full_disk_ends_with_one_sentence(workspace, what):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
-    assert "free some space" in errors
-    assert "space" in errors.strip().splitlines()[-1]
+    last = errors.strip().splitlines()[-1]
+    assert "free some space" in last or "has room" in last
 
 
 def test_a_read_only_cache_folder_is_one_sentence(workspace):
@@ -214,7 +208,9 @@ def load(release, cache_dir):
     )
 
 
-def test_a_file_that_vanishes_is_quarantined_or_left_out_of_the_pictures(release, tmp_path):
+def test_a_file_that_vanishes_is_left_out_of_the_pictures_and_missed_by_the_next_run(
+    release, tmp_path
+):
     folder = tmp_path / "release"
     shutil.copytree(release, folder)
     whole = load(folder, tmp_path / "cache")
@@ -223,12 +219,9 @@ def test_a_file_that_vanishes_is_quarantined_or_left_out_of_the_pictures(release
     first, second = show_stages(whole, whole.table.iloc[:2])
     assert first is None
     assert second["prepared"].shape == (32, 32)
-    # Before it is read again: no cache fits, and the file is missing.
-    again = load(folder, tmp_path / "cache")
-    assert len(again.table) == len(whole.table) - 1
-    missing = again.quarantine.set_index("image_id")["reason"]
-    assert missing[whole.table["image_id"].iloc[0]]
-    assert again.digest != whole.digest
+    # Before the release is read again, whose table tells of a file that is not there.
+    with pytest.raises(UserError, match="no such image file in 1 row"):
+        load(folder, tmp_path / "cache")
 
 
 VANISH = """

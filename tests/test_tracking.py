@@ -5,7 +5,11 @@ from functools import partial
 
 import mlflow
 import pandas as pd
+import pytest
 
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import TrainConfig
+from sgc_experiments.resumption import claimed
 from sgc_experiments.tracking import Store, TrackedRun
 
 _PROCESSES = 3
@@ -39,3 +43,17 @@ def test_runs_that_log_one_dataset_at_one_moment_all_succeed(tmp_path, monkeypat
         pool.map(work, runs)
     for run in runs:
         assert len(client.get_run(run).inputs.dataset_inputs) == _DATASETS
+
+
+@pytest.mark.parametrize(("dataset", "same"), [("phantom", True), ("inbreast", False)])
+def test_a_command_is_known_again_from_another_folder(tmp_path, monkeypatch, dataset, same):
+    """`mlflow run` works in the folder of the project; `data/` there may hold other images."""
+    keys = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.delenv("SGC_DATA_DIR", raising=False)
+        config = parse(TrainConfig, ["--dataset", dataset, "--cache_dir", str(tmp_path)])
+        with claimed(tmp_path, config.model_dump(mode="json")) as claim:
+            keys.append(claim.key)
+    assert (keys[0] == keys[1]) is same

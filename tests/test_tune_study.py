@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import optuna
 import pytest
@@ -23,8 +24,9 @@ def url(request, tmp_path):
     return server.dsn(server.new_database())
 
 
-def start(url, trials, seconds):
-    command = [sys.executable, "-m", "tests.tune_worker", url, str(trials), str(seconds)]
+def start(url, trials, seconds, name=""):
+    name = name or uuid.uuid4().hex
+    command = [sys.executable, "-m", "tests.tune_worker", url, str(trials), str(seconds), name]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -74,6 +76,24 @@ def test_a_killed_worker_s_trial_is_failed_and_retried_once(url):
     assert len(trials) == 5
 
 
+def test_a_worker_that_was_killed_twice_comes_to_the_trials_of_one_that_was_not(tmp_path):
+    unbroken, killed = (f"sqlite:///{tmp_path / name}.db" for name in ("unbroken", "killed"))
+    finish(start(unbroken, 8, 0.05))
+    for number in (2, 6):
+        worker = start(killed, 8, 0.5, name="the same")
+        while worker.stdout.readline() != f"begun {number}\n":
+            assert worker.poll() is None
+        worker.kill()
+        worker.wait()
+    finish(start(killed, 8, 0.05, name="the same"))
+    expected, found = (
+        [(t.params, t.values) for t in trials_of(url) if t.state == TrialState.COMPLETE]
+        for url in (unbroken, killed)
+    )
+    assert found == expected
+    assert len(trials_of(killed)) == 10
+
+
 def test_an_interrupted_worker_s_trial_is_retried_by_the_next(tmp_path):
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     worker = start(url, 3, 60)
@@ -102,7 +122,7 @@ def test_a_worker_that_was_asleep_leaves_its_trial_to_the_one_that_took_it_over(
 def test_a_database_that_cannot_be_opened_is_told_without_its_password():
     config = resolve_tuning(TuneConfig(), gpu=False)
     with pytest.raises(UserError) as error:
-        TuningStudy(config, "postgresql://me:secret@127.0.0.1:1/x", "study", print)
+        TuningStudy(config, "postgresql://me:secret@127.0.0.1:1/x", "study", print, worker="w")
     assert "me:***@127.0.0.1:1/x" in str(error.value)
     assert "secret" not in str(error.value)
 
@@ -112,7 +132,9 @@ def test_the_sampler_of_a_trial_is_its_own_and_the_same_every_time(tmp_path):
     drawn = []
     for name in ("a", "b"):
         url = f"sqlite:///{tmp_path / name}.db"
-        study = TuningStudy(config.model_copy(update={"trials": 4}), url, "study", print)
+        study = TuningStudy(
+            config.model_copy(update={"trials": 4}), url, "study", print, worker="w"
+        )
 
         def objective(trial, study=study):
             for parameter, dimension in list(config.space().items())[6:]:

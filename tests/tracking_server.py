@@ -34,12 +34,13 @@ class TrackingServer:
         self._process = subprocess.Popen(
             [*command, "--artifacts-destination", str(folder / "served")],
             cwd=folder,
-            env=self.workspace.environment(),
+            # Without the processes for MLflow's jobs, which no run of ours asks for.
+            env=self.workspace.environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=(folder / "server.txt").open("a"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             with contextlib.suppress(requests.ConnectionError):
                 if requests.get(f"{self.uri}/health", timeout=5).ok:

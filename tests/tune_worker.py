@@ -1,4 +1,4 @@
-"""A worker on a study whose trials only sleep: `python -m tests.tune_worker URL TRIALS SECONDS`.
+"""A worker on a study whose trials only sleep: `-m tests.tune_worker URL TRIALS SECONDS NAME`.
 
 It prints a line for every trial that it begins, so that a test knows when to kill or stop it.
 """
@@ -12,9 +12,12 @@ from sgc_experiments.config.search_space import choose
 from sgc_experiments.experiments.tune_study import TuningStudy
 
 
-def main(url: str, trials: int, seconds: float) -> None:
+def main(url: str, trials: int, seconds: float, name: str) -> None:
     config = resolve_tuning(TuneConfig(trials=trials, lost_after=3), gpu=False)
-    study = TuningStudy(config, url, "study", lambda trial: print("lost", trial.number, flush=True))
+    study = TuningStudy(
+        config, url, "study", lambda trial: print("lost", trial.number, flush=True),
+        worker=name,
+    )  # fmt: skip
 
     def objective(trial):
         point = choose(config.space(), lambda name, d: study.suggest(trial, name, d))
@@ -30,4 +33,4 @@ def main(url: str, trials: int, seconds: float) -> None:
 if __name__ == "__main__":
     # Ignored by what a shell starts in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])

@@ -139,6 +139,7 @@ def run_cell(job: CellJob) -> CellResult:
             with start_run(
                 job.cell.name,
                 job.cell.tags() | {"commit": job.commit},
+                config=job.cell.config,
                 run_id=resumed,
                 parent=job.parent,
                 system_metrics=False,

@@ -2,8 +2,8 @@
 
 Any number of processes work on one study, each started by the same command; one that was killed is
 started again in the same way. The study has one MLflow run with all trials below it. The command
-that begins the study uses its own run for that; the run of any later one is listed below as
-``worker``, and goes on in the study's.
+that begins the study uses its own run for that, and so does the same command again; the run of any
+other is listed below as ``worker``, and goes on in the study's.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def tune(config: TuneConfig) -> None:
     gpu = choose_device(config.device).type == "cuda"
     config = resolve_tuning(config, gpu=gpu)
     tags = {"entry_point": "tune", "model": "sgc", "dataset": config.dataset}
-    with start_run(f"tune-{config.dataset}-seed{config.seed}", tags) as own:
+    run_name = f"tune-{config.dataset}-seed{config.seed}"
+    with start_run(run_name, tags, config=config) as own:
         own.log_config(config.model_dump())
         own.log_environment()
         data = load_data(config)
         name = study_name(config, data)
-        study = TuningStudy(config, _storage(config), name, end_lost_trial)
+        end_lost = partial(end_lost_trial, study=name)
+        study = TuningStudy(config, _storage(config), name, end_lost, worker=own.run_id)
         run_id = _run_of_study(study, own)
         if run_id == own.run_id:
             own.set_tags({"study": name})
@@ -60,9 +62,7 @@ def tune(config: TuneConfig) -> None:
         logger.info("going on with study %s, run %s", name, run_id)
         own.set_tags({"entry_point": "worker", "study": name, "study_run_id": run_id})
         own.show_below(run_id)
-        with start_run(
-            f"tune-{config.dataset}-seed{config.seed}", tags, nested=True, run_id=run_id
-        ) as run:
+        with start_run(run_name, tags, nested=True, run_id=run_id) as run:
             _work(run, config, study, data)
 
 

@@ -80,7 +80,7 @@ def _fit(refit: Refit, data: Data) -> None:
         end_lost_run(run_id, {"failure_reason": LOST})
     tags = run_tags(refit.config) | {"entry_point": "refit"} | refit.tags
     name = f"{refit.role}-{run_name(refit.config)}"
-    with start_run(name, tags, nested=True) as run:
+    with start_run(name, tags, config=refit.config, nested=True) as run:
         run.log_config(refit.config.model_dump())
         run.log_environment()
         fit_and_publish(run, refit.config, data)

@@ -7,11 +7,13 @@ to start makes the study's MLflow run; one process at a time does each piece of 
 trial.
 
 A trial whose process gives no sign of life for `lost_after` seconds is failed by any other process,
-and its parameters are queued once more.
+and its parameters are queued once more. A worker that goes on after a kill fails its own at once,
+so that a study with one worker comes to the same trials as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import time
@@ -37,12 +39,16 @@ Objective = Callable[[optuna.Trial], Sequence[float]]
 
 # What the storage does for lost trials is old, but still called experimental.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# Of steps between a lost trial's last checkpoint and its end.
+warnings.filterwarnings("ignore", "The reported value is ignored because this `step`")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logger = logging.getLogger(__name__)
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _POLL_SECONDS = 1.0
-_retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
+_WORKER = "worker"
+# With what the trial has reported, which its resumed training does not report again.
+_retry = RetryHeartbeatStaleTrialCallback(max_retry=1, inherit_intermediate_values=True)
 
 
 class TuningStudy:
@@ -53,15 +59,22 @@ class TuningStudy:
         url: of the database.
         name: of the study; it is gone on with if it is there.
         on_lost: called with each trial whose process has died.
+        worker: a name that no other living worker has; one that goes on has its old name.
 
     Raises:
         UserError: the database cannot be opened.
     """
 
     def __init__(
-        self, config: TuneConfig, url: str, name: str, on_lost: Callable[[FrozenTrial], None]
+        self,
+        config: TuneConfig,
+        url: str,
+        name: str,
+        on_lost: Callable[[FrozenTrial], None],
+        *,
+        worker: str,
     ) -> None:
-        self.config, self.name, self.on_lost = config, name, on_lost
+        self.config, self.name, self.on_lost, self.worker = config, name, on_lost, worker
         # Without the driver's name SQLAlchemy would look for one that is not installed.
         url = url.replace("postgresql://", "postgresql+psycopg2://", 1)
         try:
@@ -96,7 +109,27 @@ class TuningStudy:
     def _fail_and_retry(self, study: optuna.Study, trial: FrozenTrial) -> None:
         logger.info("trial %d was lost with its process", trial.number)
         self.on_lost(trial)
+        self._repeat(study, trial)
+
+    def _repeat(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Queue a trial once more, unless it is a repeat itself."""
+        trial = copy.copy(trial)
+        if "run_id" not in trial.user_attrs:  # perhaps half a point, which is drawn again
+            trial.params, trial.distributions = {}, {}
+        trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k != _WORKER}
         _retry(study, trial)
+
+    def _fail_left_trials(self) -> None:
+        """Fail the trials whose process is known to be dead, whatever its last sign of life was.
+
+        That is an earlier process of this worker, or, as the claim on the next trial is held here,
+        one that died while it was asking for a trial: before its first sign of life, without which
+        Optuna takes a trial for alive for ever.
+        """
+        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if trial.user_attrs.get(_WORKER, self.worker) == self.worker:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self._fail_and_retry(self.study, trial)
 
     def _pruner(self) -> optuna.pruners.BasePruner:
         config = self.config
@@ -113,9 +146,9 @@ class TuningStudy:
             n_startup_trials=3, n_warmup_steps=2 * config.validate_every
         )
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+    def _sampler(self, place: int) -> optuna.samplers.BaseSampler:
         """The sampler of one trial; its seed is the trial's own, or workers would draw alike."""
-        digest = hashlib.sha256(f"{self.config.seed}/{number}".encode()).digest()
+        digest = hashlib.sha256(f"{self.config.seed}/{place}".encode()).digest()
         return optuna.samplers.TPESampler(
             seed=int.from_bytes(digest[:4], "little"),
             n_startup_trials=min(10, max(4, self.config.trials // 3)),
@@ -135,6 +168,7 @@ class TuningStudy:
             with ExitStack() as turn:
                 turn.enter_context(self.claims.hold("next trial"))
                 optuna.storages.fail_stale_trials(self.study)
+                self._fail_left_trials()
                 trials = self.study.get_trials(deepcopy=False)
                 states = [trial.state for trial in trials]
                 finished = sum(state in _FINISHED for state in states)
@@ -144,7 +178,7 @@ class TuningStudy:
                     self.study.enqueue_trial(self.config.start(), user_attrs={"defaults": True})
                 running = states.count(TrialState.RUNNING)
                 if TrialState.WAITING in states or finished + running < self.config.trials:
-                    self._run_one(objective, after, turn, number=len(trials))
+                    self._run_one(objective, after, turn, place=_place(trials))
                     continue
             time.sleep(_POLL_SECONDS)  # others have the rest
 
@@ -154,19 +188,20 @@ class TuningStudy:
         after: Callable[[FrozenTrial], None],
         turn: ExitStack,
         *,
-        number: int,
+        place: int,
     ) -> None:
         begun: list[optuna.Trial] = []
 
         def begin(trial: optuna.Trial) -> Sequence[float]:
             begun.append(trial)
+            trial.set_user_attr(_WORKER, self.worker)
             turn.close()  # the next may ask
             return objective(trial)
 
         def end(_: optuna.Study, trial: FrozenTrial) -> None:
             after(trial)
 
-        self.study.sampler = self._sampler(number)
+        self.study.sampler = self._sampler(place)
         try:
             self.study.optimize(begin, n_trials=1, callbacks=[end])
         except BaseException as error:
@@ -180,7 +215,7 @@ class TuningStudy:
                 )
                 return
             if trial.state == TrialState.FAIL:
-                _retry(self.study, trial)
+                self._repeat(self.study, trial)
             raise
 
     def _was_taken_over(self, trial: FrozenTrial) -> bool:
@@ -259,3 +294,13 @@ class TuningStudy:
             evaluator=optuna.importance.FanovaImportanceEvaluator(seed=self.config.seed),
             target=lambda trial: trial.values[target],
         )
+
+
+def _place(trials: Sequence[FrozenTrial]) -> int:
+    """The number that the next trial would have if none had been lost; a repeat has its first's."""
+    waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
+    first = len(trials)
+    if waiting:
+        repeated = _retry.retried_trial_number(waiting[0])
+        first = waiting[0].number if repeated is None else repeated
+    return sum(_retry.retried_trial_number(trial) is None for trial in trials[:first])

@@ -25,6 +25,7 @@ from sgc_experiments.experiments.fitting import fit
 from sgc_experiments.experiments.models import build_classifier
 from sgc_experiments.experiments.scoring import prediction_table
 from sgc_experiments.experiments.tune_study import TuningStudy
+from sgc_experiments.past_runs import running
 from sgc_experiments.tracking import LOST, TrackedRun, end_lost_run, start_run
 
 _SEEN = ("train", "validation")
@@ -136,8 +137,7 @@ def _judge(
     return {"val_auc": auc, "val_bits_per_dim": metrics["val_bits_per_dim"]}
 
 
-def end_lost_trial(trial: optuna.trial.FrozenTrial) -> None:
+def end_lost_trial(trial: optuna.trial.FrozenTrial, *, study: str) -> None:
     """End the run of a trial whose process died."""
-    if "run_id" in trial.user_attrs:
-        tags = {"trial_state": "lost", "failure_reason": LOST}
-        end_lost_run(trial.user_attrs["run_id"], tags)
+    for run_id in running({"study": study, "trial": str(trial.number)}):
+        end_lost_run(run_id, {"trial_state": "lost", "failure_reason": LOST})

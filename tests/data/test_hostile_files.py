@@ -152,10 +152,10 @@ def test_a_sample_of_mutations(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_a_campaign_of_mutations(tmp_path, syntax):
+def test_a_campaign_of_mutations(tmp_path, syntax, figures_of_campaign):
     outcomes = campaign(tmp_path, (syntax,), count=2000, seed=1)
     figures = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
-    print(f"fuzzing {syntax}: {sum(outcomes.values())} files: {figures}")
+    figures_of_campaign(f"fuzzing {syntax}: {sum(outcomes.values())} files: {figures}")
 
 
 @pytest.mark.parametrize("syntax", ["j2k", "jpegls"])

@@ -107,8 +107,9 @@ def write_inbreast(
     except OSError as error:
         # Another process may have been faster, which is as good if it wrote the same.
         if not _is_complete(out, settings):
+            reason = error.strerror or "a file could not be finished"
             raise UserError(
-                f"the phantom cannot be written to {out}: {error.strerror}; "
+                f"the phantom cannot be written to {out}: {reason}; "
                 "choose a folder that is writable and has room"
             ) from error
     return out / RELEASE

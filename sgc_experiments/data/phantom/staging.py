@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -115,10 +116,18 @@ def in_parallel(
 
 
 def _start_worker() -> None:
-    """One thread per process; a signal is for the parent, which then stops its workers."""
+    """One thread for the work; a signal is for the parent, which then stops its workers."""
     cv2.setNumThreads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+
+
+def _end_with_the_caller() -> None:
+    """A caller that is killed closes no queue: its workers would wait for ever."""
+    if caller := multiprocessing.parent_process():
+        caller.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ranks(patients: int, *, seed: int) -> list[tuple[bool, int]]:
