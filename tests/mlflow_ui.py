@@ -27,7 +27,7 @@ _ARGUMENTS = (
     *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
     *("disable-background-networking", "disable-component-update", "disable-sync"),
 )
-_PATIENCE = 120  # seconds; a page takes two on an idle machine
+_PATIENCE = 300  # seconds; a page takes two on an idle machine
 
 
 def require_chromium() -> None:

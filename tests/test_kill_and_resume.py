@@ -253,8 +253,14 @@ def stop_at(name: str, workspace: Workspace, moment: str, signum: int) -> None:
 @pytest.mark.parametrize(
     ("name", "moments"),
     [
-        ("sgc", ["SIGTERM in second checkpoint", "checkpoint", "version"]),
-        ("resnet10t", ["SIGINT in second checkpoint", "checkpoint", "logged model"]),
+        pytest.param(
+            *("sgc", ["SIGTERM in second checkpoint", "checkpoint", "version"]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("resnet10t", ["SIGINT in second checkpoint", "checkpoint", "logged model"]),
+            marks=pytest.mark.slow,
+        ),
         ("prepare", ["phantom", "SIGTERM in cache", "inputs"]),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_started_model_is_ahead_after_a_few_steps(source):
         ({"channels": [16]}, "channels=8"),
         ({"prediction": "eps"}, "prediction=v"),
         ({"patch": 1}, "patch=2"),
-        ({"standardisation": "dataset"}, "standardisation=image"),
+        ({"standardisation": "image"}, "standardisation=dataset"),
     ],
 )
 def test_another_network_is_refused_and_the_difference_named(source, arguments, named):
