@@ -79,7 +79,10 @@ def _given(params: dict[str, str]) -> list[str]:
     return [
         f"-P {known}={value}"
         for name, value in params.items()
-        if (known := name.removeprefix("config.")) in usual and _text(usual[known]) != value
+        # `mlflow run` logs what it was given as well, without the prefix.
+        if name.startswith("config.")
+        and (known := name.removeprefix("config.")) in usual
+        and _text(usual[known]) != value
     ]
 
 
