@@ -16,14 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.accuracy import auc, estimate_auc
 from benchmarks.crops import phantom_crops
 from benchmarks.published_recipe import log_likelihood
 from benchmarks.report import Result, note, run, seconds
 from sgc_experiments.batches import to_model_range
-from sgc_experiments.bootstrap import bootstrap, interval
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.likelihood import make_draws, squared_errors
-from sgc_experiments.metrics import rank_metrics
 from sgc_experiments.noise_levels import LogSNRDensity
 from sgc_experiments.probability_flow import make_probes
 from sgc_experiments.training import TrainingSettings
@@ -61,9 +60,9 @@ def measure(size: Size) -> Result:
     for count in _TABLE:
         answer = classifier.predict_log_odds(images, evaluations=count)
         scores[count] = answer.log_odds[:, 1]
-        note(f"{count:4d} evaluations: AUC {_auc(labels, scores[count]):.4f}")
+        note(f"{count:4d} evaluations: AUC {auc(labels, scores[count]):.4f}")
     favero, way = _favero(classifier, images, labels)
-    note(f" 102 evaluations, 51 uniform draws, {way}: AUC {_auc(labels, favero):.4f}")
+    note(f" 102 evaluations, 51 uniform draws, {way}: AUC {auc(labels, favero):.4f}")
     note(_difference("8 evaluations minus the 51 draws", labels, patients, scores[8], favero))
 
     # Ours before and after the long one, so that a machine that slows down slows both.
@@ -75,10 +74,10 @@ def measure(size: Size) -> Result:
     note(_difference("ours minus the paper's", labels, patients, own, paper))
     return {
         "speedup_vs_paper": paper_seconds / float(np.mean(ours)),
-        "auc": _auc(labels, own),
-        "auc_paper": _auc(labels, paper),
+        "auc": auc(labels, own),
+        "auc_paper": auc(labels, paper),
         "evaluations_per_image": EVALUATIONS,
-        "auc_gap_to_128": _auc(labels, scores[128]) - _auc(labels, own),
+        "auc_gap_to_128": auc(labels, scores[128]) - auc(labels, own),
     }
 
 
@@ -131,27 +130,16 @@ def _favero(
     errors = squared_errors(classifier.network, x, draws)
     evidence = errors[..., 0] - errors[..., 1]
     ways = {"summed": evidence.sum(1).numpy(), "voted": (evidence > 0).sum(1).double().numpy()}
-    best = max(ways, key=lambda way: _auc(labels, ways[way]))
+    best = max(ways, key=lambda way: auc(labels, ways[way]))
     return ways[best], best
-
-
-def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    return float(rank_metrics(labels, scores, np.ones((1, len(labels))))["auc"][0])
 
 
 def _difference(
     name: str, labels: np.ndarray, patients: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> str:
     """A paired difference of AUCs with its interval over patients."""
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        one, other = (rank_metrics(labels, s, weights)["auc"] for s in (first, second))
-        return {"auc": one - other}
-
-    resamples = bootstrap(statistic, patients, n_bootstrap=2000, seed=0)
-    estimate = resamples.estimate["auc"]
-    low, high = interval(estimate, resamples.samples["auc"], n_patients=len(np.unique(patients)))
-    return f"AUC, {name}: {estimate:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+    value, low, high = estimate_auc(labels, patients, first, minus=second)
+    return f"AUC, {name}: {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from baselines.timm_classifier import TimmClassifier
+from benchmarks.accuracy import estimate_auc
 from benchmarks.crops import Crops, phantom_crops
 from benchmarks.report import Result, note, run
 from sgc_experiments.augmentation import AugmentationSettings
-from sgc_experiments.bootstrap import bootstrap, interval
 from sgc_experiments.classifier import ScoreBasedClassifier
-from sgc_experiments.metrics import rank_metrics
 from sgc_experiments.protocol import Classifier
 from sgc_experiments.training import TrainingSettings
 
@@ -37,7 +36,7 @@ REFERENCE = "reference"
 PARTS = {
     REFERENCE: Part(),
     "hybrid": Part(model={"hybrid_weight": 0.01}),
-    "resnet10t": Part(network="resnet10t"),
+    "resnet10t": Part(network="resnet10t", settings={"learning_rate": 1e-3}),
     "48_pixels": Part(image_size=48),
     "three_levels": Part(model={"channels": (32, 64, 128)}),
     "two_levels": Part(model={"channels": (32, 64)}),
@@ -82,12 +81,14 @@ def measure(size: Size) -> Result:
                 size.patients, part.image_size, difficulty="hard", n_patients=subset or None
             )
             scores = _scores(part, crops, size.budget)
+            images = crops.test.labels, crops.test_patients
+            figures = {"auc": estimate_auc(*images, scores)}
             if name == REFERENCE:
                 reference = scores
+            else:
+                figures["gain"] = estimate_auc(*images, reference, minus=scores)
             text = f"{subset or 'all'} patients, {name}:"
-            for figure, (value, low, high) in _compare(scores, reference, crops).items():
-                if figure == "gain" and name == REFERENCE:
-                    continue
+            for figure, (value, low, high) in figures.items():
                 text += f" {figure} {value:.3f} ({low:.3f} to {high:.3f})"
                 result[f"{figure}_{name}_{subset}"] = value
             note(text)
@@ -97,7 +98,6 @@ def measure(size: Size) -> Result:
 def _scores(part: Part, crops: Crops, budget: str) -> np.ndarray:
     """Log-odds of the test images after training."""
     classes = ("benign", "malignant")
-    settings = {"learning_rate": 1e-3} if part.network else {}
     classifier: Classifier
     if part.network:
         classifier = TimmClassifier(classes, part.image_size, model=part.network)
@@ -110,29 +110,10 @@ def _scores(part: Part, crops: Crops, budget: str) -> np.ndarray:
             budget=budget,
             progress=False,
             augmentation=AugmentationSettings(**{"transpose": True} | part.augmentation),
-            **settings | part.settings,
+            **part.settings,
         ),
     )
     return classifier.predict_log_odds(crops.test.images).log_odds[:, 1]
-
-
-def _compare(
-    scores: np.ndarray, reference: np.ndarray, crops: Crops
-) -> dict[str, tuple[float, float, float]]:
-    """AUC, and what the reference has above it, each with its interval."""
-
-    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
-        auc, of_reference = (
-            rank_metrics(crops.test.labels, s, weights)["auc"] for s in (scores, reference)
-        )
-        return {"auc": auc, "gain": of_reference - auc}
-
-    resamples = bootstrap(figures, crops.test_patients, n_bootstrap=2000, seed=0)
-    patients = len(np.unique(crops.test_patients))
-    return {
-        name: (value, *interval(value, resamples.samples[name], n_patients=patients))
-        for name, value in resamples.estimate.items()
-    }
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.accuracy import auc
 from benchmarks.crops import phantom_crops
 from benchmarks.report import Result, note, run
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.classifier import ScoreBasedClassifier
-from sgc_experiments.metrics import rank_metrics
 from sgc_experiments.training import TrainingSettings
 
 _BLUR = 1.0  # pixels
@@ -49,8 +49,7 @@ def measure(size: Size) -> Result:
     )
     classifier.fit(crops.train, crops.validation, settings=settings)
     scores = classifier.predict_log_odds(crops.test.images).log_odds[:, 1]
-    weights = np.ones((1, len(scores)))
-    auc = float(rank_metrics(crops.test.labels, scores, weights)["auc"][0])
+    whole = auc(crops.test.labels, scores)
 
     shown = (crops.test.labels == 1) & np.isfinite(crops.test_boxes).all(1)
     images, boxes = crops.test.images[shown], crops.test_boxes[shown]
@@ -59,9 +58,9 @@ def measure(size: Size) -> Result:
         "hit_rate": hits(maps, boxes).mean(),
         "hit_rate_smoothed": hits(maps, boxes, blur=_BLUR).mean(),
         "hit_rate_by_chance": _chance(images, boxes).mean(),
-        "auc": auc,
+        "auc": whole,
     }
-    note(f"{len(images)} malignant test images, AUC of all {len(scores)}: {auc:.3f}")
+    note(f"{len(images)} malignant test images, AUC of all {len(scores)}: {whole:.3f}")
     return {name: float(value) for name, value in result.items()}
 
 

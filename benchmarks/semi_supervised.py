@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.accuracy import estimate_auc
 from benchmarks.crops import Crops, phantom_crops
 from benchmarks.report import Result, note, run
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.batches import ImageSet
-from sgc_experiments.bootstrap import bootstrap, interval
 from sgc_experiments.classifier import ScoreBasedClassifier
-from sgc_experiments.metrics import rank_metrics
 from sgc_experiments.training import TrainingSettings
 
 WAYS = ("labelled", "unlabelled", "transferred")
@@ -33,11 +32,11 @@ class Size(NamedTuple):
     image_size: int
     labelled: tuple[int, ...]
     budget: str
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[int, ...] = (32, 64, 96, 128)
 
 
 QUICK = Size(patients=60, image_size=32, labelled=(25,), budget="steps:30")
-FULL = Size(patients=600, image_size=48, labelled=(25, 50, 100), budget="steps:800")
+FULL = Size(patients=600, image_size=32, labelled=(25, 50, 100), budget="steps:2000")
 
 
 def measure(size: Size) -> Result:
@@ -78,24 +77,14 @@ def _fitted(
 
 def _compared(scores: dict[str, np.ndarray], crops: Crops, count: int) -> Result:
     """AUCs, and what each way gains over the labelled images alone, with paired intervals."""
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        aucs = {
-            way: rank_metrics(crops.test.labels, values, weights)["auc"]
-            for way, values in scores.items()
-        }
-        gains = {f"{way}_gain": aucs[way] - aucs["labelled"] for way in WAYS[1:]}
-        return aucs | gains
-
-    patients = len(np.unique(crops.test_patients))
-    found = bootstrap(statistic, crops.test_patients, n_bootstrap=2000, seed=0)
-    result: Result = {}
-    for name, value in found.estimate.items():
-        low, high = interval(value, found.samples[name], n_patients=patients)
-        way, _, gain = name.partition("_")
-        note(f"  {way} {gain or 'auc'}: {value:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
-        result[f"auc_{way}_{count}" + (f"_{gain}" if gain else "")] = value
-    return result
+    images = crops.test.labels, crops.test_patients
+    found = {f"auc_{way}_{count}": estimate_auc(*images, scores[way]) for way in WAYS}
+    for way in WAYS[1:]:
+        gain = estimate_auc(*images, scores[way], minus=scores["labelled"])
+        found[f"auc_{way}_{count}_gain"] = gain
+    for name, (value, low, high) in found.items():
+        note(f"  {name}: {value:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
+    return {name: estimate.value for name, estimate in found.items()}
 
 
 if __name__ == "__main__":

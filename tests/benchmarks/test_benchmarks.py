@@ -104,7 +104,7 @@ def test_scaling_fits_exponents_and_draws_them(tmp_path):
     result = scaling.measure(scaling.Size((64, 128), (2, 4), (256, 1024)), figure)
     names = ("resolution", "classes", "images")
     assert _fields(result) == {f"{n}{kind}_exponent" for n in names for kind in ("", "_memory")}
-    assert 0 < result["resolution_exponent"] < 3  # about 2 on a quiet machine
+    assert 1 < result["resolution_exponent"] < 3
     assert result["images_memory_exponent"] < 0.3
     assert figure.stat().st_size > 5000
 
