@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlflow
 import pandas as pd
@@ -35,6 +36,7 @@ from mlflow.tracking import MlflowClient
 
 from sgc_experiments.errors import UserError
 from sgc_experiments.past_runs import PastRun
+from sgc_experiments.tracked_run import added
 
 NATURAL = "natural"
 _OF_THE_RUN = (
@@ -110,7 +112,7 @@ def publish_cells(name: str, cells: Sequence[CellVersion], *, study: str, descri
         if alias not in best or score > best[alias][0]:
             best[alias] = score, str(version.version)
     for alias, (_, number) in best.items():
-        client.set_registered_model_alias(name, alias, number)
+        added(partial(client.set_registered_model_alias, name, alias, number))
     client.update_registered_model(name, description)
 
 

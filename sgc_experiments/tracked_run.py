@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -9,7 +10,7 @@ import platform
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,7 @@ class TrackedRun:
             # MLflow's advice on missing integers is for models' inputs; labels are never missing.
             warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer")
             dataset = mlflow.data.from_pandas(table, name=name, digest=digest[:36], targets="label")
-            try:
-                mlflow.log_input(dataset, context=context)
-            except MlflowException:
-                # MLflow looks for the dataset before it adds it, so of two runs that log one
-                # dataset at one moment the later is refused; it finds the dataset the next time.
-                mlflow.log_input(dataset, context=context)
+            added(lambda: mlflow.log_input(dataset, context=context))
 
     def show_below(self, run_id: str) -> None:
         """Let the UI list this run below another."""
@@ -288,13 +284,26 @@ class TrackedRun:
         version = mine[0] if mine else mlflow.register_model(model_uri, name, tags=texts).version
         client.update_model_version(name, version, description=description)
         if all(float(texts["val_auc"]) > rival for rival in rivals):
-            client.set_registered_model_alias(name, CHAMPION, version)
+            added(lambda: client.set_registered_model_alias(name, CHAMPION, version))
             client.update_registered_model(
                 name, f"{CHAMPION_MEANS} Now version {version}:\n\n{description}"
             )
         return str(version)
 
 
+def added(call: Callable[[], object]) -> None:
+    """Let MLflow add what another process may be adding at the same moment.
+
+    It looks for a dataset, an alias or an experiment's tag before it adds one, so of two processes
+    that do so at one moment the later is refused; it finds the thing the next time.
+    """
+    try:
+        call()
+    except MlflowException:
+        call()
+
+
+@functools.cache
 def commit() -> str:
     """The commit of the running code, with ``-dirty`` when files differ from it."""
     try:

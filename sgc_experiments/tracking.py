@@ -28,7 +28,7 @@ from sgc_experiments.command_line import Config
 from sgc_experiments.delivery import is_outage, outage
 from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.resumption import Claim, claimed, discard, empty
-from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, commit
+from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, added, commit
 
 __all__ = [
     "LOST",
@@ -191,13 +191,16 @@ def _told(error: BaseException) -> BaseException:
     """The exception to raise: a sentence, where a disk or a server is at fault."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, MlflowException | OperationalError) and "disk is full" in str(error):
+    if _is_full_disk(error):
         return Outage(_DISK_FULL)
-    if is_outage(error):
-        return outage()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Outage(_DISK_FULL)
-    return error
+    return outage() if is_outage(error) else error
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Whether the operating system says so, or the database of the runs."""
+    if isinstance(error, MlflowException | OperationalError):
+        return "disk is full" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _break_off(run: TrackedRun, error: BaseException) -> None:
@@ -222,7 +225,8 @@ def _show_as_model_training(experiment_id: str) -> None:
     """Let the UI open the experiment with runs and models, not with traces of a chat."""
     client = MlflowClient()
     if _EXPERIMENT_KIND not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, _EXPERIMENT_KIND, "custom_model_development")
+        kind = "custom_model_development"
+        added(lambda: client.set_experiment_tag(experiment_id, _EXPERIMENT_KIND, kind))
 
 
 def is_there(run_id: str) -> bool:

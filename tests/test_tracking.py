@@ -10,39 +10,45 @@ import pytest
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
 from sgc_experiments.resumption import claimed
+from sgc_experiments.tracked_run import added
 from sgc_experiments.tracking import Store, TrackedRun
 
 _PROCESSES = 3
-_DATASETS = 40
+_TIMES = 30
 
 
-def _log_datasets(run_id, store, barrier):
+def _add(run_id, store, barrier):
     store.enter()
     table = pd.DataFrame({"patient": ["a"], "label": [1]})
+    client = mlflow.MlflowClient()
     with mlflow.start_run(run_id=run_id):
         run = TrackedRun(run_id, store.experiment_id)
-        for number in range(_DATASETS):
+        for number in range(_TIMES):
             barrier.wait(60)
             run.log_input(table, name=f"d{number}", digest="0" * 40, context="train")
+            barrier.wait(60)
+            added(partial(client.set_registered_model_alias, "model", f"a{number}", "1"))
+            barrier.wait(60)
+            added(partial(client.set_experiment_tag, store.experiment_id, f"t{number}", "x"))
 
 
-def test_runs_that_log_one_dataset_at_one_moment_all_succeed(tmp_path, monkeypatch):
+def test_runs_that_add_one_thing_at_one_moment_all_succeed(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("race", artifact_location=f"{tmp_path}/artifacts")
+    client.create_registered_model("model")
+    client.create_model_version("model", str(tmp_path))
     runs = [client.create_run(experiment).info.run_id for _ in range(_PROCESSES)]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(_PROCESSES) as pool:
-        work = partial(
-            _log_datasets,
-            store=Store(uri, uri, experiment),
-            barrier=manager.Barrier(_PROCESSES),
-        )
-        pool.map(work, runs)
+        barrier = manager.Barrier(_PROCESSES)
+        pool.map(partial(_add, store=Store(uri, uri, experiment), barrier=barrier), runs)
     for run in runs:
-        assert len(client.get_run(run).inputs.dataset_inputs) == _DATASETS
+        assert len(client.get_run(run).inputs.dataset_inputs) == _TIMES
+    assert len(client.get_registered_model("model").aliases) == _TIMES
+    assert len(client.get_experiment(experiment).tags) >= _TIMES
 
 
 @pytest.mark.parametrize(("dataset", "same"), [("phantom", True), ("inbreast", False)])
