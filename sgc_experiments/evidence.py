@@ -45,6 +45,15 @@ def dequantised(images: np.ndarray, seed: int = 0) -> Tensor:
     return to_model_range(images) + _GREY_VALUE * cell
 
 
+def _dequantised_chunks(
+    network: ScoreNetwork, images: np.ndarray, seed: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the images, and what `dequantised` makes of each, on the network's device."""
+    for start in range(0, len(images), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        yield chunk, dequantised(images[chunk], seed).to(network.pixel_mean.device)
+
+
 def _chunks(network: ScoreNetwork, images: np.ndarray) -> Iterator[Tensor]:
     for start in range(0, len(images), _CHUNK):
         yield standardised(network, images[start : start + _CHUNK])
@@ -74,9 +83,8 @@ def flow_log_odds(
     """
     none = np.zeros((0, network.classes))
     log_odds, errors, counts = [none], [none], [np.zeros(0)]
-    for start in range(0, len(images), _CHUNK):
-        pixels = dequantised(images[start : start + _CHUNK], settings.seed)
-        x = network.standardise(pixels.to(network.pixel_mean.device))
+    for _, pixels in _dequantised_chunks(network, images, settings.seed):
+        x = network.standardise(pixels)
         found = probability_flow_ode(network, sde, x, settings=settings)
         log_odds.append(found.log_odds.numpy())
         errors.append(found.log_odds_error.numpy())
@@ -120,9 +128,7 @@ def own_bits_per_dim(
     levels = LogSNRDensity.uniform(log_snr_min, log_snr_max)
     noise = make_draws((1, *images.shape[1:]), levels, draws)
     bits = [np.zeros(0)]
-    for start in range(0, len(images), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        pixels = dequantised(images[chunk]).to(network.pixel_mean.device)
+    for chunk, pixels in _dequantised_chunks(network, images):
         x = network.standardise(pixels)
         own = torch.arange(len(x)), torch.as_tensor(labels[chunk])
         bound = elbo(network, x, noise).log_likelihood[own]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from sgc_experiments.batches import ImageSet
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
 from sgc_experiments.experiments.models import build_classifier, load_classifier, training_settings
@@ -15,6 +14,7 @@ from sgc_experiments.noise_levels import SAMPLINGS
 from sgc_experiments.objective import WEIGHTINGS
 from sgc_experiments.score_network import CLASS_CONDITIONING, PREDICTIONS, STANDARDISATIONS
 from sgc_experiments.sde import SDES
+from tests.test_classifier import blobs
 
 CORE = {
     "sde": SDES,
@@ -51,26 +51,17 @@ def test_train_offers_all_that_the_core_can_do(name):
     assert set(OFFERED[name]) == set(CORE[name])
 
 
-def blobs(count, seed):
-    """Class 1 is brighter on the left: learnt in a few steps."""
-    generator = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images = generator.integers(20000, 40000, (count, 16, 16))
-    images[labels == 1, :, :8] += 15000
-    return ImageSet(images.astype(np.uint16), labels)
-
-
 def train_and_classify(values, folder):
     arguments = TINY | dict(zip(OFFERED, values, strict=True))
     arguments = [part for k, v in arguments.items() for part in (f"--{k}", v)]
     config = resolve_defaults(parse(TrainConfig, arguments), gpu=False)
     model = build_classifier(config, ("benign", "malignant"))
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
-    result = model.fit(blobs(24, 0), blobs(8, 1), settings=training_settings(config))
+    result = model.fit(blobs(24, 0, 16), blobs(8, 1, 16), settings=training_settings(config))
     losses = [row["validation_loss"] for row in result.history]
     assert losses[-1] < losses[0]
     assert any(not torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
-    images = blobs(6, 2).images
+    images = blobs(6, 2, 16).images
     log_odds = model.predict_log_odds(images).log_odds
     posterior = model.posterior(log_odds)
     assert np.isfinite(posterior).all()
