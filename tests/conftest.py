@@ -81,6 +81,15 @@ class Workspace:
         return self.client.search_runs(["0"], order_by=["attributes.start_time DESC"])
 
 
+def workspace_from(database: Path, folder: Path, cache: Path) -> Workspace:
+    """A workspace with a copy of a store, whose new runs keep their artifacts in its folder."""
+    copy = folder / "mlflow.db"
+    shutil.copyfile(database, copy)
+    with contextlib.closing(sqlite3.connect(copy)) as connection, connection:
+        connection.execute("UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns")])
+    return Workspace(folder, cache)
+
+
 @pytest.fixture
 def figures_of_campaign(record_property) -> Callable[[str], None]:
     """Takes the line of figures that a long campaign ends in; all are shown at the end."""
@@ -120,13 +129,7 @@ def make_workspace(cache, empty_store) -> Callable[[Path], Workspace]:
     """Makes a workspace of a folder."""
 
     def make(folder: Path) -> Workspace:
-        database = folder / "mlflow.db"
-        shutil.copyfile(empty_store, database)
-        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-            connection.execute(
-                "UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns")]
-            )
-        return Workspace(folder, cache)
+        return workspace_from(empty_store, folder, cache)
 
     return make
 
@@ -144,6 +147,14 @@ def finished(tmp_path_factory, make_workspace) -> Workspace:
         done = workspace.project("train", **SMALL)
         assert done.returncode == 0, done.stdout + done.stderr
     return workspace
+
+
+@pytest.fixture(scope="module")
+def store(finished, tmp_path_factory) -> Workspace:
+    """A copy of the store of `finished`, which others read too, for a module to add to."""
+    return workspace_from(
+        finished.folder / "mlflow.db", tmp_path_factory.mktemp("store"), finished.cache
+    )
 
 
 @pytest.fixture(scope="session")

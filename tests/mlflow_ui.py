@@ -1,18 +1,10 @@
-"""A real `mlflow ui` and a real browser on it."""
+"""A real browser on the MLflow UI."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +19,7 @@ _ARGUMENTS = (
     *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
     *("disable-background-networking", "disable-component-update", "disable-sync"),
 )
-_PATIENCE = 300  # seconds; a page takes two on an idle machine
+_PATIENCE = 120  # seconds; a page takes two on an idle machine
 
 
 def require_chromium() -> None:
@@ -37,44 +29,6 @@ def require_chromium() -> None:
     if os.environ.get("CI") == "true":
         pytest.fail("CI=true and no browser: install Debian's chromium and chromium-driver")
     pytest.skip("no chromium and chromedriver: apt install chromium chromium-driver")
-
-
-@contextlib.contextmanager
-def mlflow_ui(tracking_uri: str, folder: Path) -> Iterator[str]:
-    """Start `mlflow ui` on a store; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri]
-    log = folder / "ui.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--workers", "1"],
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # of language models
-        )
-    try:
-        address = f"http://127.0.0.1:{port}/"
-        deadline = time.monotonic() + _PATIENCE
-        while not _answers(f"{address}health"):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 class Browser:

@@ -57,8 +57,7 @@ def check_all_is_there_once(workspace, finished):
     assert len(workspace.client.search_model_versions()) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [5, 60])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_server_that_comes_back_has_lost_nothing_and_doubled_nothing(
     server, workspace, finished, seconds, figures_of_campaign
 ):
@@ -74,7 +73,6 @@ def test_a_server_that_comes_back_has_lost_nothing_and_doubled_nothing(
         figures_of_campaign("outage: server away for 60 s, 60 steps: nothing lost, nothing doubled")
 
 
-@pytest.mark.slow
 def test_when_the_server_stays_away_the_same_command_sends_what_is_missing(
     server, workspace, finished
 ):

@@ -198,7 +198,14 @@ def results(workspace: Workspace) -> dict[str, dict[str, float] | str]:
     return found
 
 
-def check_nothing_is_doubled_or_left(name: str, workspace: Workspace) -> None:
+def run_folders(cache: Path) -> set[Path]:
+    return {path for path in cache.glob("runs/*") if path.is_dir()}
+
+
+def check_nothing_is_doubled_or_left(
+    name: str, workspace: Workspace, before: set[Path] = frozenset()
+) -> None:
+    """`before`: the folders of runs that were in the cache already, of other tests."""
     for run in workspace.runs():
         for metric in run.data.metrics:
             history = workspace.client.get_metric_history(run.info.run_id, metric)
@@ -212,7 +219,7 @@ def check_nothing_is_doubled_or_left(name: str, workspace: Workspace) -> None:
         champion = workspace.client.get_model_version_by_alias(version.name, "champion")
         assert champion.run_id == run.info.run_id
     cache = cache_of(name, workspace)
-    assert not [path for path in cache.glob("runs/*") if path.is_dir()]
+    assert not run_folders(cache) - before
     assert not list(cache.glob("phantom/.*"))
 
 
@@ -253,14 +260,8 @@ def stop_at(name: str, workspace: Workspace, moment: str, signum: int) -> None:
 @pytest.mark.parametrize(
     ("name", "moments"),
     [
-        pytest.param(
-            *("sgc", ["SIGTERM in second checkpoint", "checkpoint", "version"]),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *("resnet10t", ["SIGINT in second checkpoint", "checkpoint", "logged model"]),
-            marks=pytest.mark.slow,
-        ),
+        ("sgc", ["SIGTERM in second checkpoint", "checkpoint", "version"]),
+        ("resnet10t", ["SIGINT in second checkpoint", "checkpoint", "logged model"]),
         ("prepare", ["phantom", "SIGTERM in cache", "inputs"]),
     ],
 )
@@ -268,6 +269,7 @@ def test_a_command_that_is_killed_and_stopped_finishes_in_its_run(
     name, moments, workspace, unbroken
 ):
     expected, _ = unbroken(name)
+    before = run_folders(cache_of(name, workspace))
     for moment in moments:
         signum, _, event = moment.rpartition(" in ")
         if signum:
@@ -283,7 +285,7 @@ def test_a_command_that_is_killed_and_stopped_finishes_in_its_run(
     else:
         finish(name, workspace)
     assert results(workspace) == expected
-    check_nothing_is_doubled_or_left(name, workspace)
+    check_nothing_is_doubled_or_left(name, workspace, before)
     if name != "prepare":
         assert "Traceback" not in (workspace.folder / "stderr.txt").read_text()
 

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
-from tests.conftest import SMALL, Workspace
-from tests.mlflow_ui import Browser, mlflow_ui, require_chromium
+from tests.conftest import SMALL
+from tests.mlflow_ui import Browser, require_chromium
+from tests.tracking_server import TrackingServer
 
 _SGC = "sgc-phantom-roi32-seed0 phantom_patients=40 budget=steps:60"
 
 
 @pytest.fixture(scope="module")
-def store(finished, tmp_path_factory):
-    """A copy of the store of the main job, with a comparison of two simple models besides."""
+def workspace(store):
+    """The main job, with a comparison of two simple models besides."""
     require_chromium()
-    folder = tmp_path_factory.mktemp("ui")
-    shutil.copyfile(finished.folder / "mlflow.db", folder / "mlflow.db")
-    workspace = Workspace(folder, finished.cache)
     small = [part for name, value in SMALL.items() for part in (f"--{name}", value)]
-    models = ["--models", "logistic_regression,majority"]
-    done = workspace.module("baseline", *small, *models)
+    done = store.module("baseline", *small, "--models", "logistic_regression,majority")
     assert done.returncode == 0, done.stderr
-    return workspace
+    return store
 
 
 @pytest.fixture(scope="module")
-def browser(store):
-    with mlflow_ui(store.tracking_uri, store.folder) as address:
-        browser = Browser(address)
+def browser(workspace):
+    server = TrackingServer(workspace)
+    server.up()
+    try:
+        browser = Browser(f"{server.uri}/")
         yield browser
         browser.close()
+    finally:
+        server.down()
 
 
 @pytest.fixture(scope="module")
-def runs(store):
+def runs(workspace):
     """The newest run of each model, and of each comparison."""
-    return {r.data.tags.get("model", r.data.tags["entry_point"]): r for r in store.runs()[::-1]}
+    return {r.data.tags.get("model", r.data.tags["entry_point"]): r for r in workspace.runs()[::-1]}
 
 
 def test_runs_can_be_told_apart_in_the_list(browser):

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 
 import nbformat
 import pytest
 
-from tests.conftest import ROOT, Workspace
+from tests.conftest import ROOT
 
 _SMALL = {"NOTEBOOK_BUDGET": "steps:30", "NOTEBOOK_DRAWS": "16"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
-@pytest.fixture(scope="module")
-def store(finished, tmp_path_factory):
-    """A copy of the store of the main job, to which notebooks may add."""
-    folder = tmp_path_factory.mktemp("notebooks")
-    shutil.copyfile(finished.folder / "mlflow.db", folder / "mlflow.db")
-    return Workspace(folder, finished.cache)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -20,18 +20,18 @@ MODEL = "models:/sgc-phantom@champion"
 
 
 @pytest.fixture(scope="module")
-def trained(finished):
+def trained(store):
     """The run that fitted the champion."""
-    version = finished.client.get_model_version_by_alias("sgc-phantom", "champion")
-    return finished.client.get_run(version.run_id)
+    version = store.client.get_model_version_by_alias("sgc-phantom", "champion")
+    return store.client.get_run(version.run_id)
 
 
 @pytest.fixture
-def command(finished, monkeypatch):
+def command(store, monkeypatch):
     """An entry point, run in this process: a start costs more than the work."""
-    monkeypatch.setenv("SGC_CACHE_DIR", str(finished.cache))
-    monkeypatch.chdir(finished.folder)
-    mlflow.set_tracking_uri(finished.tracking_uri)
+    monkeypatch.setenv("SGC_CACHE_DIR", str(store.cache))
+    monkeypatch.chdir(store.folder)
+    mlflow.set_tracking_uri(store.tracking_uri)
 
     def run(name: str, **parameters: object) -> int:
         return main([name, *(str(p) for k, v in parameters.items() for p in (f"--{k}", v))])
@@ -52,36 +52,36 @@ def artifact(workspace, run, name):
     )
 
 
-def test_an_evaluation_on_the_own_test_subset_repeats_training(finished, trained):
-    done = finished.project("evaluate", model_uri=MODEL, bootstrap="200", workers="1")
+def test_an_evaluation_on_the_own_test_subset_repeats_training(store, trained):
+    done = store.project("evaluate", model_uri=MODEL, bootstrap="200", workers="1")
     assert done.returncode == 0, done.stderr
-    run = runs(finished, "evaluate")[0]
+    run = runs(store, "evaluate")[0]
     names = [name for name in trained.data.metrics if name.startswith("test_")]
     assert len(names) > 30
     for name in names:
         assert run.data.metrics[name] == trained.data.metrics[name], name
     assert run.data.tags["n_patients_left_out"] == "0"
     assert run.data.tags["fitted_by"] == trained.info.run_id
-    figures = {f.path for f in finished.client.list_artifacts(run.info.run_id, "figures")}
+    figures = {f.path for f in store.client.list_artifacts(run.info.run_id, "figures")}
     assert {"figures/roc.png", "figures/confusion.png"} <= figures
 
 
-def test_patients_whom_the_model_has_seen_are_left_out(finished, trained, command):
+def test_patients_whom_the_model_has_seen_are_left_out(store, trained, command):
     assert command("evaluate", model_uri=MODEL, subset="all", bootstrap=100, workers=1) == 0
-    run = runs(finished, "evaluate")[0]
-    split = artifact(finished, trained, "split.csv")
+    run = runs(store, "evaluate")[0]
+    split = artifact(store, trained, "split.csv")
     seen = set(split.loc[split["subset"] != "test", "patient"])
     assert run.data.tags["n_patients_left_out"] == str(len(seen))
-    predicted = artifact(finished, run, "predictions.csv")
+    predicted = artifact(store, run, "predictions.csv")
     assert set(predicted["patient"]) == set(split["patient"]) - seen
 
 
-def test_an_evaluation_may_take_the_flows_likelihood(finished, trained, command):
+def test_an_evaluation_may_take_the_flows_likelihood(store, trained, command):
     """It is calibrated, and its thresholds are chosen, on the validation patients of training."""
     assert command("evaluate", model_uri=MODEL, likelihood="ode", bootstrap=100, workers=1) == 0
-    run = runs(finished, "evaluate")[0]
+    run = runs(store, "evaluate")[0]
     names = ["image_id", "label"]
-    by_flow, by_bound = (artifact(finished, r, "predictions.csv") for r in (run, trained))
+    by_flow, by_bound = (artifact(store, r, "predictions.csv") for r in (run, trained))
     by_bound = by_bound[by_bound["subset"] == "test"]
     assert by_flow[names].to_numpy().tolist() == by_bound[names].to_numpy().tolist()
     assert (by_flow["log_odds"].to_numpy() != by_bound["log_odds"].to_numpy()).all()
@@ -90,11 +90,11 @@ def test_an_evaluation_may_take_the_flows_likelihood(finished, trained, command)
     assert by_flow["standard_error"].min() > 0
 
 
-def test_probabilities_are_for_the_prevalence_that_is_wanted(finished, trained, command):
+def test_probabilities_are_for_the_prevalence_that_is_wanted(store, trained, command):
     assert command("evaluate", model_uri=MODEL, prevalence=0.05, bootstrap=100, workers=1) == 0
-    run = runs(finished, "evaluate")[0]
+    run = runs(store, "evaluate")[0]
     assert run.data.metrics["prevalence_malignant"] == pytest.approx(0.05)
-    moved, before = (artifact(finished, r, "predictions.csv") for r in (run, trained))
+    moved, before = (artifact(store, r, "predictions.csv") for r in (run, trained))
     before = before[before["subset"] == "test"]
     change = moved["log_odds"].to_numpy() - before["log_odds"].to_numpy()
     assert np.ptp(change) < 1e-6
@@ -105,7 +105,7 @@ def test_probabilities_are_for_the_prevalence_that_is_wanted(finished, trained, 
     assert (
         command("evaluate", model_uri=MODEL, prevalence="estimate", bootstrap=100, workers=1) == 0
     )
-    found = runs(finished, "evaluate")[0].data.metrics
+    found = runs(store, "evaluate")[0].data.metrics
     assert found["prevalence_benign"] + found["prevalence_malignant"] == pytest.approx(1)
     low, high = (found[f"prevalence_malignant_{end}"] for end in ("low", "high"))
     assert 0 <= low <= found["prevalence_malignant"] <= high <= 1
@@ -126,10 +126,10 @@ def test_what_cannot_be_evaluated_is_told_in_a_sentence(command, capsys, paramet
     assert told in capsys.readouterr().err
 
 
-def test_foreign_images_are_flagged_among_phantoms(finished, phantom, command):
+def test_foreign_images_are_flagged_among_phantoms(store, phantom, command):
     """Noise and handwritten digits, scaled up, are told; of inverted crops, a part."""
     classifier = load_fitted(MODEL, "cpu").classifier
-    split = artifact(finished, runs(finished, "train")[0], "split.csv").set_index("patient")
+    split = artifact(store, runs(store, "train")[0], "split.csv").set_index("patient")
     subset = phantom.table["patient"].map(split["subset"].groupby(level=0).first())
     own = np.asarray(phantom.images[(subset == "test").to_numpy()])
     noise = np.random.default_rng(0).normal(size=own.shape) * 6500  # a tenth of the range
@@ -171,7 +171,7 @@ def predict(command, folder, **changes):
     return command("predict", **parameters)
 
 
-def test_a_folder_is_scored_as_training_scores_it(finished, folder, phantom, command):
+def test_a_folder_is_scored_as_training_scores_it(store, folder, phantom, command):
     assert predict(command, folder) == 0
     scored = pd.read_csv(folder / "out.csv")
     assert list(scored["path"]) == [f"deep/Jane_Doe_{n}.dcm" for n in range(6)]
@@ -183,19 +183,19 @@ def test_a_folder_is_scored_as_training_scores_it(finished, folder, phantom, com
     assert quarantine.to_dict("records") == [
         {"path": "broken.png", "reason": "the pixel data cannot be decoded"}
     ]
-    run = runs(finished, "predict")[0]
+    run = runs(store, "predict")[0]
     assert (run.data.metrics["images"], run.data.metrics["quarantined"]) == (6, 1)
-    for path in (finished.folder / "mlruns").rglob("*"):
+    for path in (store.folder / "mlruns").rglob("*"):
         assert not path.is_file() or b"Jane_Doe" not in path.read_bytes(), path
-    assert not any("Jane_Doe" in str(run.data) for run in runs(finished, "predict"))
+    assert not any("Jane_Doe" in str(run.data) for run in runs(store, "predict"))
 
 
-def test_a_folders_probabilities_take_another_prevalence(finished, folder, command):
+def test_a_folders_probabilities_take_another_prevalence(store, folder, command):
     tables = {}
     for prevalence in ("training", "0.05", "estimate"):
         assert predict(command, folder, prevalence=prevalence) == 0
         tables[prevalence] = pd.read_csv(folder / "out.csv")
-    metrics = runs(finished, "predict")[0].data.metrics
+    metrics = runs(store, "predict")[0].data.metrics
     assert 0 < metrics["prevalence_malignant"] < 1
     rare = tables["0.05"]
     assert (rare["probability_malignant"] < tables["training"]["probability_malignant"]).all()
@@ -204,13 +204,13 @@ def test_a_folders_probabilities_take_another_prevalence(finished, folder, comma
     assert (rare["abstain"] == tables["training"]["abstain"]).all()
 
 
-def test_a_broken_off_prediction_goes_on(finished, folder, command, caplog):
+def test_a_broken_off_prediction_goes_on(store, folder, command, caplog):
     assert predict(command, folder) == 0
     complete = (folder / "out.csv").read_bytes()
     # What a kill leaves behind: no table, and a journal whose last line is unfinished.
     rows = pd.read_csv(folder / "out.csv").set_index("path")
-    version = finished.client.get_model_version_by_alias("sgc-phantom", "champion")
-    digest = finished.client.get_run(version.run_id).data.tags["data_digest"]
+    version = store.client.get_model_version_by_alias("sgc-phantom", "champion")
+    digest = store.client.get_run(version.run_id).data.tags["data_digest"]
     settings = PreprocessSettings("roi", 32)
     boxes = pd.read_csv(folder / "boxes.csv").set_index("path")
     identity = [version.run_id, settings.as_dict(), 0, digest]

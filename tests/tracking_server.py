@@ -41,7 +41,7 @@ class TrackingServer:
             start_new_session=True,
         )
         deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(requests.ConnectionError):
                 if requests.get(f"{self.uri}/health", timeout=5).ok:
                     return
