@@ -47,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"budget": "steps:1000"},
     "quick": {
         "phantom_patients": 120,
+        "models": ("sgc", "sgc_hybrid", "resnet18"),
         "sizes": (0.25, "all"),
         "seeds": (0, 1),
         "budget": "steps:250",
