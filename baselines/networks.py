@@ -40,6 +40,8 @@ class GreyImageNetwork(nn.Module):
         self.backbone = backbone
         self.register_buffer("pixel_mean", torch.tensor(0.0))
         self.register_buffer("pixel_std", torch.tensor(1.0))
+        # Depthwise convolutions take less than half the time this way, on a CPU too.
+        self.to(memory_format=torch.channels_last)
 
     def standardise_to(self, images: Tensor) -> None:
         """Make the pixels of images in [−1, 1] have mean 0 and variance 1 inside the network."""
@@ -62,7 +64,8 @@ class GreyImageNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 1, S, S) in [−1, 1]."""
-        return self.backbone((images - self.pixel_mean) / self.pixel_std)
+        images = (images - self.pixel_mean) / self.pixel_std
+        return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
 
 def check_name(name: str) -> None:
