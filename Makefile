@@ -35,9 +35,11 @@ audit: env  ## known vulnerabilities of the dependencies (asks PyPI), and of our
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sgc_experiments baselines
 	$(BIN)/pip-audit --skip-editable
 
-lint: env  ## style and layering
+lint: env  ## style, spelling, types and layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: env  ## rewrite the code in the project's style

@@ -48,7 +48,10 @@ class DiscriminativeClassifier(ABC):
             raise ValueError(f"classes must be at least two, not {len(classes)}")
         self.classes = tuple(classes)
         self.image_size = image_size
-        self.arguments = {"classes": list(classes), "image_size": image_size} | arguments
+        self.arguments: dict[str, Any] = {
+            "classes": list(classes),
+            "image_size": image_size,
+        } | arguments
         self.calibration = Calibration.identity(len(classes))
         self.prior = np.full(len(classes), 1 / len(classes))
         self.prior_seen = self.prior
@@ -161,7 +164,12 @@ class DiscriminativeClassifier(ABC):
 
     @abstractmethod
     def _train(
-        self, train_set: ImageSet, validation_set: ImageSet, *, settings: TrainingSettings, **kwargs
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        **hooks: Any,
     ) -> TrainingResult:
         """Fit the model; all training images are labelled."""
 

@@ -38,6 +38,8 @@ class GreyImageNetwork(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(0.0))
         self.register_buffer("pixel_std", torch.tensor(1.0))
         # Depthwise convolutions take less than half the time this way, on a CPU too.
@@ -54,8 +56,9 @@ class GreyImageNetwork(nn.Module):
         Raises:
             UserError: the backbone cannot.
         """
+        backbone: Any = self.backbone  # torch types what a module has as tensors and modules
         try:
-            self.backbone.set_grad_checkpointing(enable)
+            backbone.set_grad_checkpointing(enable)
         except (AttributeError, AssertionError):
             raise UserError(
                 "This model has no gradient checkpointing: use gradient_checkpointing=false, and "
@@ -65,7 +68,8 @@ class GreyImageNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 1, S, S) in [−1, 1]."""
         images = (images - self.pixel_mean) / self.pixel_std
-        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return logits
 
 
 def check_name(name: str) -> None:

@@ -7,6 +7,7 @@ to nothing. And the majority class, which no one may lose to.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
@@ -39,8 +40,8 @@ def simple_features(image: np.ndarray) -> np.ndarray:
         values.append([detail.std(), np.abs(detail).max(), edges.mean(), edges.std(), edges.max()])
     side = len(x) // _THUMBNAIL * _THUMBNAIL
     blocks = x[:side, :side].reshape(_THUMBNAIL, side // _THUMBNAIL, _THUMBNAIL, -1)
-    values.append(blocks.mean((1, 3)).ravel())
-    return np.concatenate(values)
+    thumbnail = blocks.mean((1, 3)).ravel()
+    return np.concatenate([*values, thumbnail])
 
 
 class LogisticRegressionClassifier(DiscriminativeClassifier):
@@ -63,7 +64,12 @@ class LogisticRegressionClassifier(DiscriminativeClassifier):
         self.parameters: dict[str, np.ndarray] = {}
 
     def _train(
-        self, train_set: ImageSet, validation_set: ImageSet, *, settings: TrainingSettings, **kwargs
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        **hooks: Any,
     ) -> TrainingResult:
         started = time.monotonic()
         features = _features(train_set.images)
@@ -96,12 +102,13 @@ class LogisticRegressionClassifier(DiscriminativeClassifier):
         if len(images) == 0:
             return 0.0
         posterior = softmax(self._logits(images), axis=1)
-        return log_loss(
+        loss: float = log_loss(
             labels,
             posterior,
             sample_weight=compute_sample_weight(weight, labels),
             labels=range(len(self.classes)),
         )
+        return loss
 
     def _prior_of_training(self, settings: TrainingSettings) -> np.ndarray:
         if settings.balanced:
@@ -110,7 +117,8 @@ class LogisticRegressionClassifier(DiscriminativeClassifier):
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
         values = (_features(images) - self.parameters["mean"]) / self.parameters["scale"]
-        return values @ self.parameters["weight"].T + self.parameters["bias"]
+        logits: np.ndarray = values @ self.parameters["weight"].T + self.parameters["bias"]
+        return logits
 
     def _evaluations(self) -> float:
         return 0.0
@@ -141,7 +149,12 @@ class MajorityClassifier(DiscriminativeClassifier):
         super().__init__(classes, image_size)
 
     def _train(
-        self, train_set: ImageSet, validation_set: ImageSet, *, settings: TrainingSettings, **kwargs
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        **hooks: Any,
     ) -> TrainingResult:
         entropy = float(-(self.prior * np.log(self.prior)).sum())
         return TrainingResult(

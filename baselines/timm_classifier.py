@@ -111,7 +111,12 @@ class TimmClassifier(DiscriminativeClassifier):
         ).eval()
 
     def _train(
-        self, train_set: ImageSet, validation_set: ImageSet, *, settings: TrainingSettings, **kwargs
+        self,
+        train_set: ImageSet,
+        validation_set: ImageSet,
+        *,
+        settings: TrainingSettings,
+        **hooks: Any,
     ) -> TrainingResult:
         self._check_batch(settings.batch_size)
         self.network = self._make_network(settings.seed)
@@ -126,7 +131,7 @@ class TimmClassifier(DiscriminativeClassifier):
             balanced=settings.balanced or weigh,
         )
         result = train(
-            self.network, objective, train_set, validation_set, settings=settings, **kwargs
+            self.network, objective, train_set, validation_set, settings=settings, **hooks
         )
         self.arguments["symmetries"] = list(settings.augmentation.symmetries())
         return result

@@ -156,7 +156,7 @@ def _describe(state: dict[str, Tensor], configuration: Any) -> dict[str, Any]:
     }
 
 
-def _left_random(network: nn.Module, untrained: nn.Module) -> bool:
+def _left_random(network: Any, untrained: nn.Module) -> bool:
     """Whether a layer other than the last is as the generator made it."""
     head = network.get_classifier()
     heads = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()

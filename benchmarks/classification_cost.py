@@ -95,7 +95,7 @@ def _paper(
     """Log-odds by the paper's procedure, and its seconds per image."""
     x = _standardised(classifier, images)
     probe = make_probes("rademacher", 1, x.shape[1:], seed=0)
-    ends = {name: classifier.arguments[name] for name in ("log_snr_min", "log_snr_max")}
+    ends = {name: getattr(classifier.settings, name) for name in ("log_snr_min", "log_snr_max")}
     log_odds, calls = [], []
 
     def classify() -> None:
@@ -119,7 +119,7 @@ def _favero(
     classifier: ScoreBasedClassifier, images: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, str]:
     """Scores from 51 draws of uniform time, and how they were put together."""
-    ends = [classifier.arguments[name] for name in ("log_snr_max", "log_snr_min")]
+    ends = [getattr(classifier.settings, name) for name in ("log_snr_max", "log_snr_min")]
     times = classifier.sde.time(torch.tensor(ends, dtype=torch.float64)).tolist()
     generator = torch.Generator().manual_seed(0)
     t = torch.rand(_FAVERO_DRAWS, generator=generator, dtype=torch.float64)

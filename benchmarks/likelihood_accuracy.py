@@ -44,7 +44,7 @@ def measure(size: Size) -> Result:
     classifier.fit(crops.train, crops.validation, settings=settings)
     network = classifier.network.double()
     x = network.standardise(to_model_range(crops.test.images[: size.images]).double())
-    ends = {name: classifier.arguments[name] for name in ("log_snr_min", "log_snr_max")}
+    ends = {name: getattr(classifier.settings, name) for name in ("log_snr_min", "log_snr_max")}
 
     def bits(settings: OdeSettings) -> tuple[torch.Tensor, float]:
         estimate = probability_flow_ode(network, classifier.sde, x, settings=settings)

@@ -86,7 +86,9 @@ def _ours(size: Size, crops: Crops) -> float:
     """
     classifier = ScoreBasedClassifier(image_size=size.image_size)
     names = ("log_snr_min", "log_snr_max", "weighting", "log_snr_sampling", "hybrid_weight")
-    objective = _Judged(classifier.sde, **{name: classifier.arguments[name] for name in names})
+    objective = _Judged(
+        classifier.sde, **{name: getattr(classifier.settings, name) for name in names}
+    )
     objective.judge_on(crops, size.target)
     pixels = to_model_range(crops.train.images)
     classifier.network.pixel_mean.copy_(pixels.mean())
@@ -113,7 +115,7 @@ def _published(size: Size, crops: Crops, limit: float) -> tuple[float, bool]:
     network = PublishedNetwork(2, classifier.sde)
     standardise = dataset_standardisation(crops.train.images)
     held_out = [standardise(part.images) for part in crops[1:3]]
-    ends = (classifier.arguments["log_snr_min"], classifier.arguments["log_snr_max"])
+    ends = (classifier.settings.log_snr_min, classifier.settings.log_snr_max)
     took, started = 0.0, time.perf_counter()
     for step in training_steps(network, crops.train, standardise):
         now = took + time.perf_counter() - started

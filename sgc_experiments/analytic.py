@@ -38,8 +38,8 @@ class GaussianMixtureClasses:
     @classmethod
     def gaussians(cls, means: Sequence[Tensor] | Tensor, covariances: Sequence[Tensor]) -> Self:
         """One Gaussian per class: means (C, D), covariances (C, D, D)."""
-        means, covariances = torch.stack(list(means)), torch.stack(list(covariances))
-        return cls(torch.ones(len(means), 1), means[:, None], covariances[:, None])
+        centres, spreads = torch.stack(list(means)), torch.stack(list(covariances))
+        return cls(torch.ones(len(centres), 1), centres[:, None], spreads[:, None])
 
     def _components(self, z: Tensor, log_snr: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Log w_m p(z | m, c), (B, M), and (α²Σ_m + σ²)⁻¹ (z − αμ_m), (B, M, D)."""

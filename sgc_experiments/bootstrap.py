@@ -12,7 +12,7 @@ intervals of a 0.80 AUC held the true value in 91 % of 600 simulated studies, th
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,13 @@ Statistic = Callable[[Floats], dict[str, Floats]]
 
 # Weights of one block of resamples stay in the processor's cache.
 _BLOCK = 2**18
+
+
+class Resampling(TypedDict):
+    """How patients are resampled: how often, and the seed."""
+
+    n_bootstrap: int
+    seed: int
 
 
 class Resamples(NamedTuple):
@@ -117,7 +124,7 @@ def quadrature_interval(
 
 def exact_limit(perfect: float, sample_size: int, confidence: float = 0.95) -> float:
     """Clopper-Pearson limit opposite to an observed proportion of exactly 0 or 1."""
-    shortfall = ((1 - confidence) / 2) ** (1 / sample_size)
+    shortfall: float = ((1 - confidence) / 2) ** (1 / sample_size)
     return shortfall if perfect == 1 else 1 - shortfall
 
 

@@ -46,13 +46,15 @@ class Calibration:
         logits = np.asarray(log_odds) / self.temperature + self.offset + np.log(prior / prior.sum())
         logits -= logits.max(1, keepdims=True)
         odds = np.exp(logits)
-        return odds / odds.sum(1, keepdims=True)
+        posterior: np.ndarray = odds / odds.sum(1, keepdims=True)
+        return posterior
 
 
 def class_prior(labels: np.ndarray, classes: int) -> np.ndarray:
     """Share of each class among the labelled, (C,), counting half an image more of each."""
     counts = np.bincount(labels[labels >= 0], minlength=classes) + 0.5
-    return counts / counts.sum()
+    shares: np.ndarray = counts / counts.sum()
+    return shares
 
 
 def fit_calibration(log_odds: np.ndarray, labels: np.ndarray) -> Calibration:
@@ -83,7 +85,8 @@ def fit_calibration(log_odds: np.ndarray, labels: np.ndarray) -> Calibration:
         logits = values * torch.exp(-log_temperature) + offset + prior
         penalty = (log_temperature / _LOG_TEMPERATURE_SCALE).square()
         penalty = penalty + (parameters[1:] / _OFFSET_SCALE).square().sum()
-        return cross_entropy(logits, target, reduction="sum") + 0.5 * penalty
+        loss: torch.Tensor = cross_entropy(logits, target, reduction="sum") + 0.5 * penalty
+        return loss
 
     optimizer = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -13,9 +13,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy
-from sqlalchemy import BigInteger, Column, MetaData, String, Table, literal_column
+from sqlalchemy import BigInteger, Column, ColumnClause, MetaData, String, Table, literal_column
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 _NOW = {
@@ -48,7 +49,7 @@ class Claims:
         self.scope, self.lost_after = scope, lost_after
         waiting = {"timeout": 60} if url.startswith("sqlite") else {}
         self.engine = sqlalchemy.create_engine(url, connect_args=waiting, pool_pre_ping=True)
-        self._now = literal_column(_NOW[self.engine.dialect.name])
+        self._now: ColumnClause[Any] = literal_column(_NOW[self.engine.dialect.name])
         try:
             _table.create(self.engine, checkfirst=True)
         except (IntegrityError, OperationalError, ProgrammingError):

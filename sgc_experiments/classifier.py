@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sgc_experiments.batches import ImageSet, from_model_range, to_model_range
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
+from sgc_experiments.classifier_settings import NETWORK, ClassifierSettings
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band
 from sgc_experiments.evidence import evidence_maps, image_errors
@@ -29,7 +30,6 @@ from sgc_experiments.prediction import (
     predict_by_flow,
     predict_sequentially,
 )
-from sgc_experiments.probability_flow import OdeSettings
 from sgc_experiments.protocol import Classifier, Prediction
 from sgc_experiments.sampling import sample
 from sgc_experiments.score_network import ScoreNetwork
@@ -42,12 +42,6 @@ from sgc_experiments.typicality import TypicalSet
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
-LIKELIHOODS = ("elbo", "ode")
-_NETWORK = (
-    *("channels", "blocks", "patch", "prediction", "class_conditioning", "dropout"),
-    "standardisation",
-)
-_DETAIL = {"log_snr_shift": 5.0}
 _PLANNING_DRAWS = 64
 _PLANNING_IMAGES = 256
 
@@ -55,34 +49,10 @@ _PLANNING_IMAGES = 256
 class ScoreBasedClassifier:
     """A class-conditional diffusion model, used as a classifier.
 
-    All arguments are JSON-able and stored with the model.
-
     Args:
         classes: Names, in the order of the labels.
         image_size: Side S of the images in pixels.
-        sde: Name in `sde.SDES`.
-        sde_parameters: For `sde.make_sde`; None shifts the log-SNR by 5, to where lesions of the
-            phantom, low in contrast, are told apart.
-        channels: See `ScoreNetwork`, as for the six that follow.
-        blocks: Residual blocks per level and direction.
-        patch: Side of the square of pixels that the stem folds.
-        prediction: "eps", "v" or "x0".
-        class_conditioning: "all" or "decoder".
-        dropout: In the network's blocks.
-        standardisation: "image" or "dataset".
-        log_snr_min: Lowest log-SNR trained on, for standardised images.
-        log_snr_max: Highest log-SNR trained on.
-        weighting: See `DenoisingScoreMatching`; also `log_snr_sampling`, `hybrid_weight` and
-            `label_dropout`.
-        log_snr_sampling: "uniform", "stratified" or "importance".
-        hybrid_weight: Weight of the class cross-entropy.
-        label_dropout: Share of labels replaced by the null class.
-        evaluations: Network evaluations per image, over all classes, that a prediction spends.
-        likelihood: "elbo", by the evaluation plan, or "ode": the probability flow over all levels
-            trained on, with the three settings that follow.
-        ode_solver: "heun" or "dopri5", see `probability_flow.OdeSettings`.
-        ode_steps: Of Heun's method.
-        ode_probes: Hutchinson probes, shared by images and classes.
+        **settings: The others of `ClassifierSettings`.
 
     Raises:
         ValueError: A parameter is out of range; the message names it.
@@ -92,75 +62,20 @@ class ScoreBasedClassifier:
         self,
         classes: Sequence[str] = ("benign", "malignant"),
         image_size: int = 32,
-        *,
-        sde: str = "cosine",
-        sde_parameters: dict[str, Any] | None = None,
-        channels: Sequence[int] = (32, 64, 96, 128),
-        blocks: int = 1,
-        patch: int = 2,
-        prediction: str = "v",
-        class_conditioning: str = "all",
-        dropout: float = 0.0,
-        standardisation: str = "dataset",
-        log_snr_min: float = -4.0,
-        log_snr_max: float = 10.0,
-        weighting: str = "simple",
-        log_snr_sampling: str = "stratified",
-        hybrid_weight: float = 0.0,
-        label_dropout: float = 0.0,
-        evaluations: int = 32,
-        likelihood: str = "elbo",
-        ode_solver: str = "heun",
-        ode_steps: int = 32,
-        ode_probes: int = 2,
+        **settings: Any,
     ) -> None:
-        self.arguments = {
-            "classes": list(classes),
-            "image_size": image_size,
-            "sde": sde,
-            "sde_parameters": dict(_DETAIL if sde_parameters is None else sde_parameters),
-            "channels": list(channels),
-            "blocks": blocks,
-            "patch": patch,
-            "prediction": prediction,
-            "class_conditioning": class_conditioning,
-            "dropout": dropout,
-            "standardisation": standardisation,
-            "log_snr_min": log_snr_min,
-            "log_snr_max": log_snr_max,
-            "weighting": weighting,
-            "log_snr_sampling": log_snr_sampling,
-            "hybrid_weight": hybrid_weight,
-            "label_dropout": label_dropout,
-            "evaluations": evaluations,
-            "likelihood": likelihood,
-            "ode_solver": ode_solver,
-            "ode_steps": ode_steps,
-            "ode_probes": ode_probes,
-        }
+        self.settings = ClassifierSettings(classes, image_size, **settings)
         self.classes = tuple(classes)
         self.image_size = image_size
-        if len(self.classes) < 2:
-            raise ValueError(f"classes must be at least two, not {len(self.classes)}")
-        if evaluations < 2 * len(self.classes):
-            raise ValueError(
-                f"evaluations must be at least two per class ({2 * len(self.classes)}), "
-                f"not {evaluations}"
-            )
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {likelihood!r}"
-            )
-        self.sde = make_sde(sde, **self.arguments["sde_parameters"])
-        self._flow_settings(seed=0)
+        self.sde = make_sde(self.settings.sde, **self.settings.sde_parameters)
         self.objective = DenoisingScoreMatching(
             self.sde,
-            log_snr_min=log_snr_min,
-            log_snr_max=log_snr_max,
-            weighting=weighting,
-            log_snr_sampling=log_snr_sampling,
-            hybrid_weight=hybrid_weight,
-            label_dropout=label_dropout,
+            log_snr_min=self.settings.log_snr_min,
+            log_snr_max=self.settings.log_snr_max,
+            weighting=self.settings.weighting,
+            log_snr_sampling=self.settings.log_snr_sampling,
+            hybrid_weight=self.settings.hybrid_weight,
+            label_dropout=self.settings.label_dropout,
         )
         self.network = self._make_network(seed=0)
         if image_size < 1 or image_size % self.network.stride:
@@ -168,9 +83,11 @@ class ScoreBasedClassifier:
                 f"image_size must be a multiple of {self.network.stride} for this network "
                 f"(patch and number of channels), not {image_size}"
             )
-        self.plan = EvaluationPlan(log_snr_min, log_snr_max, evaluations // len(self.classes))
+        self.plan = EvaluationPlan(
+            self.settings.log_snr_min, self.settings.log_snr_max, self.settings.draws
+        )
         self.calibration = Calibration.identity(len(self.classes))
-        self.prior = np.full(len(self.classes), 1 / len(self.classes))
+        self.prior: np.ndarray = np.full(len(self.classes), 1 / len(self.classes))
         self.typical: TypicalSet | None = None
         self._start: ScoreBasedClassifier | None = None
 
@@ -178,7 +95,7 @@ class ScoreBasedClassifier:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return ScoreNetwork(
-                len(self.classes), **{name: self.arguments[name] for name in _NETWORK}
+                len(self.classes), **{name: getattr(self.settings, name) for name in NETWORK}
             )
 
     def fit(
@@ -249,11 +166,7 @@ class ScoreBasedClassifier:
         Raises:
             UserError: The other model's network has another shape or output; which is named.
         """
-        differing = [
-            f"{name}={_plain(other.arguments[name])}"
-            for name in _NETWORK
-            if name != "dropout" and other.arguments[name] != self.arguments[name]
-        ]
+        differing = self.settings.network_unlike(other.settings)
         if differing:
             raise UserError(
                 "The network to start from is another one; give what it was made with: "
@@ -273,10 +186,8 @@ class ScoreBasedClassifier:
         self.network.pixel_std.copy_(values.std().clamp(min=1e-3))
 
     def _choose_plan(self, validation_set: ImageSet, symmetries: tuple[int, ...]) -> EvaluationPlan:
-        low, high = self.arguments["log_snr_min"], self.arguments["log_snr_max"]
-        plan = EvaluationPlan(
-            low, high, self.arguments["evaluations"] // len(self.classes), symmetries
-        )
+        low, high = self.settings.log_snr_min, self.settings.log_snr_max
+        plan = EvaluationPlan(low, high, self.settings.draws, symmetries)
         images, labels = (part[:_PLANNING_IMAGES] for part in validation_set)
         if len(np.unique(labels)) < 2:
             return plan
@@ -311,22 +222,34 @@ class ScoreBasedClassifier:
                 with `likelihood` "ode", which knows neither.
         """
         self._check_images(images)
-        known = {"prior": self.prior, "typical": self.typical}
-        if self.arguments["likelihood"] == "ode":
+        if self.settings.likelihood == "ode":
             if (evaluations, stop_z) != (None, None):
                 raise ValueError("evaluations and stop_z are those of likelihood=elbo")
             once = self.plan.make_draws(self.image_size, draws=self.plan.draws, seed=seed)
-            flow = self._flow_settings(seed)
-            return predict_by_flow(self.network, self.sde, images, once, settings=flow, **known)
+            return predict_by_flow(
+                self.network,
+                self.sde,
+                images,
+                once,
+                settings=self.settings.flow(seed),
+                prior=self.prior,
+                typical=self.typical,
+            )
         draws = self._draws(evaluations)
         if stop_z is None:
             once = self.plan.make_draws(self.image_size, draws=draws, seed=seed)
-            return predict(self.network, images, once, **known)
+            return predict(self.network, images, once, prior=self.prior, typical=self.typical)
         if not stop_z > 0:
             raise ValueError(f"stop_z must be positive, not {stop_z}")
         rounds = make_rounds(self.plan, self.image_size, draws, seed)
         return predict_sequentially(
-            self.network, images, rounds, **known, calibration=self.calibration, z=stop_z
+            self.network,
+            images,
+            rounds,
+            prior=self.prior,
+            typical=self.typical,
+            calibration=self.calibration,
+            z=stop_z,
         )
 
     def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | None = None) -> np.ndarray:
@@ -389,8 +312,8 @@ class ScoreBasedClassifier:
             self.network,
             torch.full((count,), label, device=self.network.pixel_mean.device),
             self.image_size,
-            log_snr_min=self.arguments["log_snr_min"],
-            log_snr_max=self.arguments["log_snr_max"],
+            log_snr_min=self.settings.log_snr_min,
+            log_snr_max=self.settings.log_snr_max,
             sampler=sampler,
             guidance=guidance,
             seed=seed,
@@ -406,7 +329,7 @@ class ScoreBasedClassifier:
         """Write weights (safetensors) and configuration (JSON) into `folder`."""
         config = {
             "kind": KIND,
-            "arguments": self.arguments,
+            "arguments": asdict(self.settings),
             "plan": self.plan.as_dict(),
             "calibration": asdict(self.calibration),
             "prior": self.prior.tolist(),
@@ -443,16 +366,6 @@ class ScoreBasedClassifier:
         model.network.eval()
         return model
 
-    def _flow_settings(self, seed: int) -> OdeSettings:
-        return OdeSettings(
-            solver=self.arguments["ode_solver"],
-            steps=self.arguments["ode_steps"],
-            probes=self.arguments["ode_probes"],
-            log_snr_min=self.arguments["log_snr_min"],
-            log_snr_max=self.arguments["log_snr_max"],
-            seed=seed,
-        )
-
     def _draws(self, evaluations: int | None) -> int:
         if evaluations is None:
             return self.plan.draws
@@ -471,7 +384,3 @@ class ScoreBasedClassifier:
                 f"Images must be uint16 of shape (N, {self.image_size}, {self.image_size}), "
                 f"not {images.dtype} of shape {images.shape}."
             )
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

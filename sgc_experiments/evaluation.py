@@ -104,7 +104,7 @@ def _cuts(distinct: Floats) -> Floats:
 class _Settings(NamedTuple):
     n_bootstrap: int
     seed: int
-    class_prior: Sequence[float] | None
+    class_prior: Sequence[float] | np.ndarray | None
 
 
 def metrics_of(frame: pd.DataFrame, thresholds: Thresholds | None = None) -> Statistic:
@@ -139,7 +139,7 @@ def evaluate(
     *,
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
-    class_prior: Sequence[float] | None = None,
+    class_prior: Sequence[float] | np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Compute every metric with its 95 % interval by patient-clustered bootstrap.
 
@@ -179,7 +179,7 @@ def evaluation_report(
     *,
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
-    class_prior: Sequence[float] | None = None,
+    class_prior: Sequence[float] | np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Evaluate per image, breast and examination, and per view and density where known.
 
@@ -228,7 +228,7 @@ def headline(report: pd.DataFrame, prefix: str) -> dict[str, float]:
         `<prefix>_auc`, `<prefix>_auc_low`, `<prefix>_auc_high`, …, `<prefix>_breast_auc`, …;
         undefined (NaN) values are left out.
     """
-    scalars = {}
+    scalars: dict[str, float] = {}
     for row in report[report["group"] == "all"].itertuples():
         level = "" if row.level == "image" else f"{row.level}_"
         name = f"{prefix}_{level}{row.metric}"
@@ -260,14 +260,14 @@ def _subgroups(
 
 
 def _majority_class(
-    frame: pd.DataFrame, class_prior: Sequence[float] | None, rates: bool
+    frame: pd.DataFrame, class_prior: Sequence[float] | np.ndarray | None, rates: bool
 ) -> dict[str, float]:
     """Metrics of the answer that gives every image the class prior as its probabilities."""
     classes = class_names(frame)
     n_classes = len(classes) or 2
     prior = np.bincount(frame["label"], minlength=n_classes) if class_prior is None else class_prior
     prior = np.asarray(prior, dtype=np.float64) / np.sum(prior)
-    thresholds: dict[str, float] | None = {"balanced": 0.5} if rates else None
+    thresholds: dict[str, float] = {"balanced": 0.5}
     if classes:
         constant = frame.assign(
             **{f"probability_{c}": p for c, p in zip(classes, prior, strict=True)}
@@ -276,10 +276,9 @@ def _majority_class(
         rounded = np.finfo(np.float64).eps
         log_odds = logit(np.clip(prior[1], rounded, 1 - rounded))
         constant = frame.assign(probability=prior[1], log_odds=log_odds)
-        if rates:
-            for rate in TARGET_RATES:
-                thresholds |= {f"specificity_{rate}": _NEVER, f"sensitivity_{rate}": _ALWAYS}
-    metrics = metrics_of(constant, thresholds)(np.ones((1, len(frame))))
+        for rate in TARGET_RATES:
+            thresholds |= {f"specificity_{rate}": _NEVER, f"sensitivity_{rate}": _ALWAYS}
+    metrics = metrics_of(constant, thresholds if rates else None)(np.ones((1, len(frame))))
     return {name: float(value[0]) for name, value in metrics.items()}
 
 

@@ -232,7 +232,8 @@ def _mean_over_drawn_seeds(samples: Floats, draws: Floats) -> Floats:
     """Average (S, B) samples over S − 1 drawn seeds (the only one if S = 1), shape (B,)."""
     n_seeds = len(samples)
     drawn = (draws[:, : max(1, n_seeds - 1)] * n_seeds).astype(int)
-    return samples[drawn, np.arange(samples.shape[1])[:, None]].mean(axis=1)
+    means: Floats = samples[drawn, np.arange(samples.shape[1])[:, None]].mean(axis=1)
+    return means
 
 
 def _first_reaching(sizes: Floats, curves: Floats, targets: Floats) -> Floats:

@@ -193,7 +193,8 @@ def _residuals(denoiser: Denoiser, images: Tensor, draws: Draws, columns: slice)
     log_snr = draws.log_snr[columns].to(x.device).repeat(len(images))
     alpha, sigma = alpha_sigma(log_snr, x)
     eps = denoiser.all_classes(alpha * x + sigma * noise, log_snr)
-    return (noise.unsqueeze(1) - eps.to(noise.dtype)).unflatten(0, (len(images), count))
+    residuals = noise.unsqueeze(1) - eps.to(noise.dtype)
+    return residuals.reshape(len(images), count, *residuals.shape[1:])
 
 
 def log_odds_from_errors(errors: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -262,7 +263,7 @@ def _weighted_sum(values: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     terms = draws.weight[:, None] * values
     stratum = draws.stratum
     if draws.antithetic:
-        terms = terms.unflatten(1, (-1, 2)).sum(2)
+        terms = terms.reshape(len(terms), -1, 2).sum(2)
         stratum = stratum[::2]
     sizes = stratum.bincount()
     if sizes.min() < 2:

@@ -61,7 +61,8 @@ def operating_points(labels: Integers, scores: Floats, weights: Floats) -> tuple
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Divide, with NaN where the denominator is 0."""
     undefined = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
-    return np.divide(numerator, denominator, out=undefined, where=denominator > 0)
+    ratio: Floats = np.divide(numerator, denominator, out=undefined, where=denominator > 0)
+    return ratio
 
 
 def _auc(tp: Floats, fp: Floats) -> Floats:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An update of averaged weights, all of one type at once.
 
     Early averages forget faster, by (1 + updates)^(−2/3), so that the start is not remembered.
@@ -16,7 +18,7 @@ def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor
     """
 
     @torch.no_grad()
-    def update(average: list[Tensor], latest: list[Tensor], updates: Tensor | int) -> None:
+    def update(average: Tensors, latest: Tensors, updates: Tensor | int) -> None:
         forget = max(1 - decay, (1 + int(updates)) ** (-2 / 3))
         if average[0].is_floating_point():
             torch._foreach_lerp_(average, latest, forget)

@@ -102,6 +102,10 @@ class DenoisingScoreMatching(nn.Module):
         masses = self.weight((edges[1:] + edges[:-1]) / 2)
         # A bin without weight (min_snr, far out) keeps a chance, or L could not be estimated.
         self._weight_as_density = LogSNRDensity(edges, masses.clamp(min=1e-6))
+        self.squared_loss: Tensor
+        self.seen: Tensor
+        self.squared_evidence: Tensor
+        self.evidence_seen: Tensor
         # Decaying sums of squared losses and of their number, per bin.
         self.register_buffer("squared_loss", torch.zeros(_BINS, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(_BINS, dtype=torch.float64))

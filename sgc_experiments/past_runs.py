@@ -120,14 +120,26 @@ def read_run(run_id: str) -> PastRun:
     return past_run(MlflowClient().get_run(run_id))
 
 
+def open_run() -> Run:
+    """The run that this process has open.
+
+    Raises:
+        RuntimeError: none is.
+    """
+    run = mlflow.active_run()
+    if run is None:
+        raise RuntimeError("no run is open in this process")
+    return run
+
+
 def _experiment_id(name: str) -> str:
     if not name:
-        return mlflow.active_run().info.experiment_id
+        return str(open_run().info.experiment_id)
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is None:
         known = ", ".join(sorted(e.name for e in MlflowClient().search_experiments()))
         raise UserError(f"There is no experiment named {name!r}; there are: {known}.")
-    return experiment.experiment_id
+    return str(experiment.experiment_id)
 
 
 def past_run(run: Run) -> PastRun:

@@ -51,7 +51,10 @@ def class_probabilities(predictions: pd.DataFrame) -> Floats:
     """Posterior of every class, shape (N, C), of a table with two or more classes."""
     names = class_names(predictions)
     if names:
-        return predictions[[_CLASS_PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+        several: Floats = predictions[[_CLASS_PREFIX + name for name in names]].to_numpy(
+            dtype=np.float64
+        )
+        return several
     positive = predictions["probability"].to_numpy(dtype=np.float64)
     return np.column_stack([1 - positive, positive])
 

@@ -245,11 +245,14 @@ class _Flow:
             options={"step_t": times[1:], "jump_t": self.sde.kinks()},
         )
         volume = x[0].numel() * float(alpha[0].log() - scale[1].log())
-        return _standard_normal_log_prob(path[-1] / float(scale[1])) + divergence[-1] + volume
+        end: Tensor = path[-1] / float(scale[1])
+        change: Tensor = divergence[-1] + volume
+        return _standard_normal_log_prob(end) + change
 
     def _heun(self) -> Tensor:
         """In λ and variance-preserving coordinates."""
-        grid = torch.linspace(*self.ends.tolist(), self.settings.steps + 1, dtype=torch.float64)
+        first, last = self.ends.tolist()
+        grid = torch.linspace(first, last, self.settings.steps + 1, dtype=torch.float64)
         step = float(self.ends.diff()) / self.settings.steps
         log_alpha = 0.5 * logsigmoid(grid[0])
         z = self.images * float(log_alpha.exp())

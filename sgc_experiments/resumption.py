@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import secrets
@@ -56,11 +55,7 @@ def claimed(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iter
         runs.mkdir(parents=True, exist_ok=True)
         text = json.dumps([relevant, identity, _identity(runs)], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        for number in itertools.count(1):
-            name = key if number == 1 else f"{key}-{number}"
-            lock = _lock(runs / name)
-            if lock is not None:
-                break
+        name, lock = _first_free(runs, key)
     except OSError as error:
         raise Outage(
             f"The folder {cache_dir} cannot be written ({error.strerror}); free some space, or set "
@@ -94,6 +89,15 @@ def _identity(runs: Path) -> str:
             os.link(temporary, path)
         temporary.unlink()
     return path.read_text(encoding="utf-8")
+
+
+def _first_free(runs: Path, key: str) -> tuple[str, TextIO]:
+    """The name of the first folder for a key that no other process holds, and its lock."""
+    name, number = key, 1
+    while (lock := _lock(runs / name)) is None:
+        number += 1
+        name = f"{key}-{number}"
+    return name, lock
 
 
 def _lock(folder: Path) -> TextIO | None:

@@ -92,8 +92,8 @@ def sample(
 def _guided(
     network: ScoreNetwork, z: Tensor, log_snr: Tensor, labels: Tensor, guidance: float
 ) -> Tensor:
-    eps = network(z, log_snr, labels)
+    eps: Tensor = network(z, log_snr, labels)
     if guidance == 1:
         return eps
-    null = network(z, log_snr, torch.full_like(labels, network.classes))
+    null: Tensor = network(z, log_snr, torch.full_like(labels, network.classes))
     return null + guidance * (eps - null)

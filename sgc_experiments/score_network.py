@@ -60,6 +60,7 @@ class _LogSNREmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.frequencies: Tensor
         periods = torch.logspace(2, 0, _FREQUENCIES, dtype=torch.float64)
         self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
         self.layers = nn.Sequential(
@@ -69,7 +70,8 @@ class _LogSNREmbedding(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         angles = log_snr.double()[:, None] * self.frequencies
         features = torch.cat([angles.sin(), angles.cos()], dim=1)
-        return self.layers(features.to(self.layers[0].weight.dtype))
+        embedding: Tensor = self.layers(features.to(next(self.parameters()).dtype))
+        return embedding
 
 
 class _Block(nn.Module):
@@ -83,13 +85,14 @@ class _Block(nn.Module):
         self.film = nn.Linear(condition, 2 * channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)  # each block starts as the identity
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():  # each block starts as the identity
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.conv1(silu(self.norm1(x)))
         h = silu(_modulate(self.norm2(h), self.film(condition)))
-        return x + self.conv2(self.dropout(h))
+        change: Tensor = self.conv2(self.dropout(h))
+        return x + change
 
 
 def _modulate(h: Tensor, film: Tensor) -> Tensor:
@@ -155,6 +158,8 @@ class ScoreNetwork(nn.Module):
         self.class_in_encoder = class_conditioning == "all"
         self.class_in_decoder = class_conditioning != "head"
         condition = 4 * channels[0]
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.zeros(()))
         self.register_buffer("pixel_std", torch.ones(()))
         self.log_snr_embedding = _LogSNREmbedding(condition)
@@ -176,14 +181,14 @@ class ScoreNetwork(nn.Module):
         self.norm = _norm(channels[0])
         self.head_film = nn.Linear(condition, 2 * channels[0])
         self.head = nn.Conv2d(channels[0], patch**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)
 
     @property
     def stride(self) -> int:
         """The image side must be a multiple of this number of pixels."""
-        return self.patch * 2 ** (len(self.down) - 1)
+        return int(self.patch * 2 ** (len(self.down) - 1))
 
     def standardise(self, images: Tensor) -> Tensor:
         """Images (B, 1, H, W) of any range in the network's coordinates; see `standardisation`."""
@@ -205,7 +210,7 @@ class ScoreNetwork(nn.Module):
         for level, stack in enumerate(self.down):
             if level > 0:
                 h = self.shrink[level - 1](h)
-            for block in stack:
+            for block in stack.children():
                 h = self._apply_block(block, h, condition)
             features.append(h)
         return features
@@ -216,9 +221,10 @@ class ScoreNetwork(nn.Module):
         for level in reversed(range(len(self.up))):
             if level < len(self.up) - 1:
                 h = features[level] + pixel_shuffle(self.grow[level](h), 2)
-            for block in self.up[level]:
+            for block in self.up[level].children():
                 h = self._apply_block(block, h, condition)
-        return self.norm(h)
+        normalised: Tensor = self.norm(h)
+        return normalised
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes the inside of a block again on the way back, to save memory."""
@@ -226,8 +232,10 @@ class ScoreNetwork(nn.Module):
 
     def _apply_block(self, block: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
         if self._checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, h, condition, use_reentrant=False)
-        return block(h, condition)
+            after: Tensor = checkpoint(block, h, condition, use_reentrant=False)
+        else:
+            after = block(h, condition)
+        return after
 
     def _output(self, h: Tensor, condition: Tensor) -> Tensor:
         """The output F, (B, 1, H, W)."""
@@ -258,8 +266,8 @@ class ScoreNetwork(nn.Module):
         batch, count = z.shape[0], self.classes
         classes = torch.arange(count, device=z.device).repeat(batch)
         if self.class_in_encoder:
-            eps = self(repeat(z, count), repeat(log_snr, count), classes)
-            return eps.unflatten(0, (batch, count))
+            eps: Tensor = self(repeat(z, count), repeat(log_snr, count), classes)
+            return eps.reshape(batch, count, *eps.shape[1:])
         level = self.log_snr_embedding(log_snr)
         both = silu(repeat(level, count) + self.class_embedding(classes))
         level = silu(level)
@@ -270,7 +278,7 @@ class ScoreNetwork(nn.Module):
             h = repeat(self._decode(features, level), count)
         output = self._output(h, both)
         eps = predicted_noise(self.prediction, output, repeat(z, count), repeat(log_snr, count))
-        return eps.unflatten(0, (batch, count))
+        return eps.reshape(batch, count, *eps.shape[1:])
 
 
 def repeat(x: Tensor, count: int) -> Tensor:

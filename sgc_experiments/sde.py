@@ -22,7 +22,7 @@ arXiv:2102.09672 (cosine); Hoogeboom et al., simple diffusion, arXiv:2301.11093 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -297,7 +297,7 @@ class VESDE(SDE):
         return torch.zeros_like(t, dtype=torch.float64)
 
 
-SDES: dict[str, type[SDE]] = {
+SDES: dict[str, Callable[..., SDE]] = {
     "vp": VPSDE,
     "cosine": CosineVPSDE,
     "log_snr": LogSNRVPSDE,

@@ -22,6 +22,7 @@ import pandas as pd
 from mlflow.environment_variables import _MLFLOW_IS_IN_SERVING_ENVIRONMENT
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
 
 from sgc_experiments.data.decode_pool import IsolatedTask
 from sgc_experiments.data.prepare import BytesTask, prepare_bytes
@@ -55,7 +56,7 @@ class BadRequest(MlflowException):
         """Keep the sentence: the server would put the request, so the image, in front of it."""
 
 
-class ImageClassifier(mlflow.pyfunc.PythonModel):
+class ImageClassifier(PythonModel):
     """Loads a saved classifier and answers with probabilities."""
 
     def load_context(self, context: Any) -> None:
@@ -87,7 +88,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             raise BadRequest(str(error)) from None
 
     def _answer(self, model_input: Any, params: dict[str, Any]) -> pd.DataFrame:
-        options = {"prior": self._prior(params), "evaluations": self._evaluations(params)}
+        prior, evaluations = self._prior(params), self._evaluations(params)
         files = read_files(model_input)
         if files is None:
             images = read_arrays(model_input, self.settings.image_size)
@@ -95,14 +96,13 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
                 raise UserError(f"A request holds at most {MOST_ARRAYS} images.")
         else:
             images = np.stack([self._prepare(n, file) for n, file in enumerate(files, start=1)])
-        if len(images) * (options["evaluations"] or 0) > MOST_EVALUATIONS_OF_A_REQUEST:
+        if len(images) * (evaluations or 0) > MOST_EVALUATIONS_OF_A_REQUEST:
             raise UserError(
                 f"A request spends at most {MOST_EVALUATIONS_OF_A_REQUEST} evaluations on all of "
                 "its images: send fewer images, or ask for fewer evaluations."
             )
-        table = answer(self.classifier, images, **options)
+        table = answer(self.classifier, images, prior=prior, evaluations=evaluations)
         if params.get("map"):
-            evaluations = options["evaluations"]
             table["map"] = evidence_pictures(self.classifier, images, evaluations=evaluations)
         unknown = table.columns[table.isna().any()]
         return table.astype(dict.fromkeys(unknown, object)).where(table.notna(), None)

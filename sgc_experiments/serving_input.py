@@ -139,7 +139,7 @@ def _decoded(content: Any, number: int) -> bytes:
 
 
 def _box(row: Mapping[str, Any], number: int) -> tuple[float, float, float, float] | None:
-    corners = [row.get(name) for name in CORNERS]
+    corners: list[Any] = [row.get(name) for name in CORNERS]
     absent = [corner is None or corner != corner for corner in corners]
     if all(absent):
         return None

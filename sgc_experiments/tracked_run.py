@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import LoggedModelStatus
 from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
@@ -156,7 +157,7 @@ class TrackedRun:
         with warnings.catch_warnings():
             # MLflow's advice on missing integers is for models' inputs; labels are never missing.
             warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer")
-            dataset = mlflow.data.from_pandas(table, name=name, digest=digest[:36], targets="label")
+            dataset = from_pandas(table, name=name, digest=digest[:36], targets="label")
             added(lambda: mlflow.log_input(dataset, context=context))
 
     def show_below(self, run_id: str) -> None:
@@ -238,7 +239,7 @@ class TrackedRun:
             ],
             metadata=metadata,
         )
-        return info.model_uri
+        return str(info.model_uri)
 
     def _find_model(self) -> str | None:
         """The model that an interrupted process has logged; a half one is deleted."""

@@ -24,9 +24,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import OperationalError
 
-from sgc_experiments.command_line import Config
+from sgc_experiments.config import DataConfig
 from sgc_experiments.delivery import is_outage, outage
 from sgc_experiments.errors import Outage, UserError
+from sgc_experiments.past_runs import open_run
 from sgc_experiments.resumption import Claim, claimed, discard, empty
 from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, added, commit
 
@@ -82,7 +83,7 @@ def start_run(
     name: str,
     tags: Mapping[str, object],
     *,
-    config: Config | None = None,
+    config: DataConfig | None = None,
     nested: bool = False,
     run_id: str = "",
     parent: str | None = None,
@@ -141,10 +142,10 @@ def start_run(
             discard(claim)
 
 
-def _claim(stack: ExitStack, config: Config, tags: Mapping[str, str], *, nested: bool) -> Claim:
+def _claim(stack: ExitStack, config: DataConfig, tags: Mapping[str, str], *, nested: bool) -> Claim:
     identity = dict(tags) | {"commit": commit(), "tracking_uri": mlflow.get_tracking_uri()}
     if nested:
-        identity["parent"] = mlflow.active_run().info.run_id
+        identity["parent"] = open_run().info.run_id
     dumped = config.model_dump(mode="json")
     return stack.enter_context(claimed(config.cache_dir, dumped, **identity))
 
@@ -172,7 +173,7 @@ def _unfinished_run(claim: Claim, *, nested: bool) -> str:
         os.environ.pop("MLFLOW_RUN_ID")
         if inherited != unfinished[0]:
             _give_up_inherited(inherited, unfinished[0])
-    return unfinished[0]
+    return str(unfinished[0])
 
 
 def _give_up_inherited(inherited: str, unfinished: str) -> None:

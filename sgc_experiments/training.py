@@ -97,7 +97,7 @@ class TrainingDiverged(UserError):  # noqa: N818 - an event, named as such
 
 
 class Objective(Protocol):
-    """What a model is trained for.
+    """What a model is trained for; it is given the network that `train` is.
 
     `monitor` names the metric of `validate` that chooses the weights to keep; lower is better.
     Running statistics, if any, are in `state_dict` and `load_state_dict`.
@@ -106,14 +106,12 @@ class Objective(Protocol):
     monitor: str
 
     def loss(
-        self, network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+        self, network: Any, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,)."""
         ...
 
-    def validate(
-        self, network: nn.Module, images: np.ndarray, labels: np.ndarray
-    ) -> dict[str, float]:
+    def validate(self, network: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Metrics of the averaged network, in evaluation mode, on uint16 images."""
         ...
 
@@ -207,7 +205,8 @@ class _Run:
         automatic = settings.precision == "auto" and has_fast_bf16(self.device, network)
         self.low_precision = automatic or settings.precision == "bf16"
         if settings.gradient_checkpointing:
-            network.set_grad_checkpointing(True)
+            switched: Any = network  # torch types what a module has as tensors and modules
+            switched.set_grad_checkpointing(True)
         if settings.compile:
             network.compile()
         self.step = 0

@@ -87,7 +87,10 @@ class TypicalSet:
     def distance(self, values: np.ndarray) -> np.ndarray:
         """Mahalanobis distance (N,) of features (N, F)."""
         factor = np.linalg.cholesky(np.array(self.covariance))
-        return np.linalg.norm(np.linalg.solve(factor, (values - self.mean).T), axis=0)
+        distance: np.ndarray = np.linalg.norm(
+            np.linalg.solve(factor, (values - self.mean).T), axis=0
+        )
+        return distance
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:

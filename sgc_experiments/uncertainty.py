@@ -34,7 +34,8 @@ def in_doubt(
     lead = np.take_along_axis(scores, best, 1) - np.take_along_axis(scores, second, 1)
     # Errors are known against class 0, whose own is 0; two others' differ by less than this.
     errors = [np.take_along_axis(standard_error, c, 1) for c in (best, second)]
-    return (lead < z * np.hypot(*errors) / calibration.temperature)[:, 0]
+    doubtful: np.ndarray = (lead < z * np.hypot(*errors) / calibration.temperature)[:, 0]
+    return doubtful
 
 
 def abstains(prediction: Prediction, calibration: Calibration) -> np.ndarray:
@@ -42,4 +43,5 @@ def abstains(prediction: Prediction, calibration: Calibration) -> np.ndarray:
     doubt = in_doubt(prediction.log_odds, prediction.standard_error, calibration)
     if prediction.out_of_distribution is None:
         return doubt
-    return doubt | prediction.out_of_distribution
+    either: np.ndarray = doubt | prediction.out_of_distribution
+    return either

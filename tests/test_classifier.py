@@ -1,5 +1,7 @@
 """The classifier: what is stored comes back, evidence is consistent, foreign images are told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_a_saved_model_answers_alike(fitted, tmp_path):
     assert np.array_equal(first.out_of_distribution, second.out_of_distribution)
     assert loaded.typical == fitted.typical
     assert np.array_equal(fitted.posterior(first.log_odds), loaded.posterior(second.log_odds))
-    assert loaded.arguments == fitted.arguments
+    assert loaded.settings == fitted.settings
     assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json"}
 
 
@@ -177,7 +179,7 @@ def test_the_flow_classifies_as_well(fitted, tmp_path, solver):
     """The same weights, with log p(x|c) from the probability flow instead of the bound."""
     fitted.save(tmp_path / "elbo")
     model = ScoreBasedClassifier.load(tmp_path / "elbo")
-    model.arguments |= {"likelihood": "ode", "ode_solver": solver, "ode_steps": 16}
+    model.settings = replace(model.settings, likelihood="ode", ode_solver=solver, ode_steps=16)
     model.save(tmp_path / "ode")
     model = ScoreBasedClassifier.load(tmp_path / "ode")
     test = blobs(16 if solver == "heun" else 4, seed=2)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sgc_experiments import figures
 from sgc_experiments.comparison import paired_differences
+from sgc_experiments.curves import abstention_table
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import evaluate
 from sgc_experiments.figures.tuning import pareto_front
@@ -86,6 +87,12 @@ def trials():
     return table
 
 
+def abstention(models, **options):
+    return figures.abstention(
+        {name: abstention_table(frame, **options) for name, frame in models.items()}
+    )
+
+
 MAKERS = {
     "roc": lambda: figures.roc(MODELS, **FEW),
     "roc_of_seven": lambda: figures.roc(
@@ -93,7 +100,7 @@ MAKERS = {
     ),
     "precision_recall": lambda: figures.precision_recall(MODELS, **FEW),
     "reliability": lambda: figures.reliability(MODELS, **FEW),
-    "abstention": lambda: figures.abstention(MODELS, **FEW),
+    "abstention": lambda: abstention(MODELS, **FEW),
     "confusion": lambda: figures.confusion([0, 1, 1, 0], [0, 1, 0, 0], ("benign", "malignant")),
     "confusion_of_four": lambda: figures.confusion(
         np.arange(60) % 4, np.arange(60) % 3, [f"class {c}" for c in range(4)]
@@ -253,7 +260,7 @@ FIVE = simulate(5, images=1)
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.roc, figures.precision_recall, figures.reliability, figures.abstention]
+    "draw", [figures.roc, figures.precision_recall, figures.reliability, abstention]
 )
 def test_five_images_are_enough_and_one_class_is_refused(draw, tmp_path):
     figures.save_png(draw({"m": FIVE}, **FEW), tmp_path / "five.png")

@@ -69,7 +69,7 @@ def train_and_classify(values, folder):
     assert np.ptp(log_odds[:, 1]) > 0
     model.save(folder)
     again = load_classifier(folder)
-    assert again.arguments == model.arguments
+    assert again.settings == model.settings
     assert np.array_equal(again.predict_log_odds(images).log_odds, log_odds)
 
 

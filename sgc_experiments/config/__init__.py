@@ -15,7 +15,7 @@ from sgc_experiments.config.fit import (
     resolve_defaults,
 )
 from sgc_experiments.config.tune import TuneConfig, resolve_tuning
-from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL
+from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL, settled
 from sgc_experiments.config.use import EvaluateConfig, PredictConfig
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "departures",
     "resolve_defaults",
     "resolve_tuning",
+    "settled",
 ]

@@ -118,8 +118,8 @@ def read_value(name: str, label: str, fields: Mapping[str, FieldInfo]) -> Any:
     field = fields[name]
     text = label.replace("-", ",") if name == "channels" else label
     try:
-        adapter = TypeAdapter(Annotated[field.annotation, field])
-        return adapter.validate_python(text)
+        bounded: Any = Annotated[field.annotation, field]
+        return TypeAdapter(bounded).validate_python(text)
     except ValidationError as error:
         reasons = (problem["msg"].removeprefix("Input ") for problem in error.errors())
         raise ValueError(

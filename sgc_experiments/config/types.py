@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 GENERATIVE_MODEL = "sgc"
-AUTO = "auto"
 DATASETS = ("phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table")
 
 Auto = Literal["auto"]
+AUTO: Auto = "auto"
 Dataset = Literal["phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table"]
+
+
+Value = TypeVar("Value")
+
+
+def settled(value: Value | Auto) -> Value:
+    """A parameter of a configuration whose autos are resolved."""
+    if value == AUTO:
+        raise ValueError("auto has not been resolved")
+    return value
 
 
 def split_commas(value: object) -> object:

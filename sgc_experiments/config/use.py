@@ -21,7 +21,8 @@ class EvaluateConfig(DataConfig):
     model_uri: str = Field(
         description="the model, such as models:/sgc-phantom@champion or models:/sgc-phantom/1"
     )
-    dataset: Dataset | Auto = Field(
+    # Resolved to one of the others before anything reads it.
+    dataset: Dataset | Auto = Field(  # type: ignore[assignment]
         AUTO,
         description="the dataset (auto: the one that the model was fitted on, with the same reader "
         "options and split, unless they are given)",

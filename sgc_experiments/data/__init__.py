@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sgc_experiments.errors import UserError
 
@@ -81,7 +81,7 @@ def load_dataset(
     *,
     data_dir: Path | None,
     cache_dir: Path,
-    input: str,
+    input: Literal["whole", "roi"],
     image_size: int,
     clahe: bool = False,
     workers: int = 0,
@@ -233,8 +233,8 @@ def show_stages(dataset: ImageDataset, rows: pd.DataFrame) -> list[dict[str, np.
         PrepareTask(path, lesions[0] if lesions else None, settings)
         for path, lesions in rows[["path", "lesions"]].itertuples(index=False)
     ]
-    stages = dict(run_isolated(stages_of_file, tasks))
+    found = dict(run_isolated(stages_of_file, tasks))
     return [
-        None if isinstance(stages[position], RejectedFile) else stages[position]._asdict()
-        for position in range(len(tasks))
+        None if isinstance(stages, RejectedFile) else stages._asdict()
+        for stages in (found[position] for position in range(len(tasks)))
     ]

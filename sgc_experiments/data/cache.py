@@ -26,7 +26,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import pandas as pd
@@ -205,7 +205,7 @@ class _Builder:
             self._compact(images, usable)
         self._record(entries, usable)
 
-    def _resume(self, images: BinaryIO, journal: TextIO) -> dict[int, dict]:
+    def _resume(self, images: BinaryIO, journal: TextIO) -> dict[int, dict[str, Any]]:
         """Return the entries of an interrupted journal whose rows are as they were written.
 
         Rejected files are tried again, since what killed the process may have killed a decoder.
@@ -224,7 +224,9 @@ class _Builder:
             _log.info("Continuing an interrupted preparation: %d images are done", len(entries))
         return entries
 
-    def _store(self, images: BinaryIO, row: int, result: PreparedImage | RejectedFile) -> dict:
+    def _store(
+        self, images: BinaryIO, row: int, result: PreparedImage | RejectedFile
+    ) -> dict[str, Any]:
         """Write a prepared image into its row; return its journal entry."""
         if isinstance(result, RejectedFile):
             return {"row": row, "reason": str(result.reason)}
@@ -246,7 +248,7 @@ class _Builder:
         images.seek(0)
         images.write(header)
 
-    def _record(self, entries: dict[int, dict], usable: list[int]) -> None:
+    def _record(self, entries: dict[int, dict[str, Any]], usable: list[int]) -> None:
         """Write boxes and `cache.json`."""
         boxes = np.full((len(usable), 4), np.nan, "<f4")
         for place, row in enumerate(usable):

@@ -19,8 +19,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from sgc_experiments.data.rejection import Reason, RejectedFile
 from sgc_experiments.progress import progress_bar
@@ -65,7 +66,7 @@ def run_isolated(
         RuntimeError: workers cannot start.
     """
     waiting = deque(range(len(items)))
-    at_work: dict[Connection, _Worker] = {}
+    at_work: dict[Connection, _Worker[Result]] = {}
 
     def start() -> None:
         worker = _Worker(task, timeout, memory)
@@ -77,7 +78,8 @@ def run_isolated(
             for _ in range(min(workers or available_cores(), len(items))):
                 start()
             while at_work:
-                for connection in wait(list(at_work)):
+                ready = wait(list(at_work))
+                for connection in [c for c in at_work if c in ready]:
                     worker = at_work[connection]
                     position, result = worker.position, worker.receive()
                     if worker.dead:
@@ -97,7 +99,7 @@ def run_isolated(
                 worker.stop()
 
 
-class IsolatedTask:
+class IsolatedTask(Generic[Item, Result]):
     """A function in one limited process that stays between calls, as a server needs it.
 
     Calls from several threads take turns. A process that dies is replaced at the next call.
@@ -115,8 +117,8 @@ class IsolatedTask:
         timeout: float = TIMEOUT_SECONDS,
         memory: int = MEMORY_BYTES,
     ) -> None:
-        self._start = lambda: _Worker(task, timeout, memory)
-        self._worker: _Worker | None = None
+        self._start = partial(_Worker[Result], task, timeout, memory)
+        self._worker: _Worker[Result] | None = None
         self._lock = threading.Lock()
 
     def __call__(self, item: Item) -> Result | RejectedFile:
@@ -145,7 +147,7 @@ class IsolatedTask:
                 self._worker = None
 
 
-class _Worker:
+class _Worker(Generic[Result]):
     """One worker process and the parent's end of the line to it.
 
     Attributes:
@@ -154,7 +156,7 @@ class _Worker:
         dead: found so by `receive`.
     """
 
-    def __init__(self, task: Callable, timeout: float, memory: int) -> None:
+    def __init__(self, task: Callable[..., Result], timeout: float, memory: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "sgc_experiments.data.decode_worker"]
@@ -176,10 +178,10 @@ class _Worker:
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
-    def receive(self) -> object:
+    def receive(self) -> Result | RejectedFile:
         """Return the result of the item in flight, or the rejection that its death amounts to."""
         try:
-            result = self.connection.recv()
+            result: Result | RejectedFile = self.connection.recv()
         except (EOFError, OSError):
             self.dead = True
             self.connection.close()

@@ -123,8 +123,8 @@ def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarra
     values = _modality(every_value, dataset)
     padding = np.zeros(len(values), bool)
     if header.padding is not None:
-        low, high = header.padding
-        padding = (every_value >= low) & (every_value <= high)
+        first, last = header.padding
+        padding = (every_value >= first) & (every_value <= last)
     if header.window is not None:
         brightness = apply_window(values, *header.window)
         if header.inverted:

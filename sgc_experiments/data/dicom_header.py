@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.config import IGNORE, settings
@@ -207,7 +208,7 @@ def check_header(dataset: Dataset, syntax: str) -> Header:
     )
 
 
-def get_value(dataset: Dataset, keyword: str) -> object:
+def get_value(dataset: Dataset, keyword: str) -> Any:
     """Return a tag's value, or None; a value that cannot be converted is a broken header."""
     try:
         return dataset.get(keyword)

@@ -5,6 +5,7 @@ import plistlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.parsers.expat import ExpatError
 
 from sgc_experiments.data.rejection import Reason, RejectedFile
@@ -45,7 +46,7 @@ def _by_area(box: Box) -> tuple[float, Box]:
     return -(x1 - x0) * (y1 - y0), box
 
 
-def _boxes(content: dict) -> Iterator[Box]:
+def _boxes(content: dict[str, Any]) -> Iterator[Box]:
     for image in content["Images"]:
         for region in image["ROIs"]:
             points = [_point(text) for text in region["Point_px"]]

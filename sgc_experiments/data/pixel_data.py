@@ -7,6 +7,7 @@ elsewhere.
 
 import io
 import struct
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_fragments, parse_basic_offsets
 from pydicom.filewriter import dcmwrite
 from pydicom.pixels import get_decoder
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 from rle.rle import decode_segment
 
 from sgc_experiments.data import codestream
@@ -32,7 +33,11 @@ from sgc_experiments.data.dicom_header import (
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 # Named, so that results do not depend on what else is installed.
-_PLUGINS = dict.fromkeys(JPEG_LS, "pyjpegls") | dict.fromkeys(JPEG_2000, "pylibjpeg")
+_PLUGINS: dict[str, str] = {
+    syntax: plugin
+    for plugin, syntaxes in (("pyjpegls", JPEG_LS), ("pylibjpeg", JPEG_2000))
+    for syntax in syntaxes
+}
 
 
 def decode(pixels: bytes, header: Header) -> np.ndarray:
@@ -115,20 +120,23 @@ def _check_stream(stream: bytes, header: Header) -> None:
 
 
 def _plugin(stream: bytes, header: Header) -> np.ndarray:
+    options: dict[str, Any] = {
+        "rows": header.rows,
+        "columns": header.columns,
+        "bits_allocated": header.bits_allocated,
+        "bits_stored": header.bits_stored,
+        "pixel_representation": int(header.signed),
+        "photometric_interpretation": "MONOCHROME2",
+        "samples_per_pixel": 1,
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
     image, _ = get_decoder(header.syntax).as_array(
         encapsulate([stream]),
         index=0,
         raw=True,
         decoding_plugin=_PLUGINS[header.syntax],
-        rows=header.rows,
-        columns=header.columns,
-        bits_allocated=header.bits_allocated,
-        bits_stored=header.bits_stored,
-        pixel_representation=int(header.signed),
-        photometric_interpretation="MONOCHROME2",
-        samples_per_pixel=1,
-        number_of_frames=1,
-        pixel_keyword="PixelData",
+        **options,
     )
     return image
 
@@ -139,7 +147,7 @@ def _jpeg_lossless(stream: bytes, header: Header) -> np.ndarray:
 
     clean = Dataset()
     clean.file_meta = FileMetaDataset()
-    clean.file_meta.TransferSyntaxUID = header.syntax
+    clean.file_meta.TransferSyntaxUID = UID(header.syntax)
     clean.SOPClassUID = SecondaryCaptureImageStorage
     clean.SOPInstanceUID = "1.2.3"
     clean.SamplesPerPixel = 1
@@ -152,7 +160,8 @@ def _jpeg_lossless(stream: bytes, header: Header) -> np.ndarray:
     clean["PixelData"].VR = "OB"
     buffer = io.BytesIO()
     dcmwrite(buffer, clean, enforce_file_format=True)
-    return dicomsdl.open_memory(buffer.getvalue()).pixelData(storedvalue=True)
+    image: np.ndarray = dicomsdl.open_memory(buffer.getvalue()).pixelData(storedvalue=True)
+    return image
 
 
 def decode_jpeg_file(data: bytes) -> np.ndarray:

@@ -225,7 +225,8 @@ def crop(image: np.ndarray, window: Window) -> np.ndarray:
         return image[window.y0 : window.y1, window.x0 : window.x1]
     rows = _mirrored(window.y0, window.y1, height)
     columns = _mirrored(window.x0, window.x1, width)
-    return image[np.ix_(rows, columns)]
+    mirrored: np.ndarray = image[np.ix_(rows, columns)]
+    return mirrored
 
 
 def _mirrored(start: int, stop: int, length: int) -> np.ndarray:

@@ -47,7 +47,7 @@ class Split:
         if subset not in SUBSETS:
             raise ValueError(f"subset must be one of {', '.join(SUBSETS)}")
         wanted = self.manifest.loc[self.manifest["subset"] == subset, "image_id"]
-        rows = pd.Index(table["image_id"]).get_indexer(wanted)
+        rows: np.ndarray = pd.Index(table["image_id"]).get_indexer(wanted)
         if (rows < 0).any():
             raise UserError(
                 f"The split does not belong to this dataset: {int((rows < 0).sum())} of its"
@@ -60,7 +60,8 @@ class Split:
 def canonical_csv(manifest: pd.DataFrame) -> str:
     """Return the bytes that a split's digest is taken of, as text: comma, LF, a header."""
     columns = ["image_id", "patient", "label", "subset"]
-    return manifest.sort_values("image_id")[columns].to_csv(index=False, lineterminator="\n")
+    text: str = manifest.sort_values("image_id")[columns].to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def make_split(

@@ -78,4 +78,4 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     shrink = min(1.0, THUMBNAIL_SIDE / max(image.shape))
     size = (max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink)))
-    return cv2.resize(np.float32(image), size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA)

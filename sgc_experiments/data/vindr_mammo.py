@@ -19,6 +19,7 @@ import ast
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -234,7 +235,7 @@ def _lesions(findings: pd.DataFrame, breast: pd.DataFrame) -> dict[str, list[tup
     return lesions
 
 
-def _image_row(row: dict[str, object], lesions: list[tuple[int, Box]]) -> dict[str, object]:
+def _image_row(row: dict[str, Any], lesions: list[tuple[int, Box]]) -> dict[str, object]:
     """One row of the image table."""
     grade = BIRADS[row["breast birads"]]
     label = int(grade >= MALIGNANT_FROM)

@@ -7,6 +7,7 @@ import datetime
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def plan_cells(config: FewshotConfig, dataset: ImageDataset, *, gpu: bool) -> li
     return list(cells.values())
 
 
-def _number(size: float | str, everyone: int) -> int | str:
+def _number(size: float | Literal["all"], everyone: int) -> int | Literal["all"]:
     """A size as a number of patients; a fraction is at least 4, which both classes need."""
     if isinstance(size, float):
         return max(4, round(size * everyone))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from sgc_experiments import figures
+from sgc_experiments.bootstrap import Resampling
 from sgc_experiments.config import FewshotConfig
 from sgc_experiments.experiments import ablation_findings
 from sgc_experiments.experiments.ablation_grid import Failed, Finished
@@ -71,7 +72,7 @@ def publish(
         failed: the others.
     """
     reference = config.reference or config.models[0]
-    options = {"n_bootstrap": config.bootstrap, "seed": config.seed}
+    options = Resampling(n_bootstrap=config.bootstrap, seed=config.seed)
     tests = {one.cell.key: _test_predictions(one) for one in finished}
     curves = _curves(config, finished, tests, **options)
     tables = _tables(curves, reference, config.targets)
@@ -127,7 +128,7 @@ def _curves(
     config: FewshotConfig,
     finished: Sequence[Finished],
     tests: dict[str, pd.DataFrame],
-    **options: int,
+    **options: Unpack[Resampling],
 ) -> list[Curves]:
     found = []
     for prevalence in config.prevalence or (None,):
@@ -142,7 +143,7 @@ def _curves(
     return found
 
 
-def _by_metric(cells: Sequence[Cell], **options: int) -> dict[str, LearningCurves]:
+def _by_metric(cells: Sequence[Cell], **options: Unpack[Resampling]) -> dict[str, LearningCurves]:
     metrics = _MORE_CLASSES if class_names(cells[0].predictions) else _TWO_CLASSES
     return {metric: learning_curves(cells, metric=metric, **options) for metric in metrics}
 
@@ -151,7 +152,7 @@ def _skew(
     config: FewshotConfig,
     finished: Sequence[Finished],
     tests: dict[str, pd.DataFrame],
-    **options: int,
+    **options: Unpack[Resampling],
 ) -> tuple[int, dict[str, LearningCurves]] | None:
     """Curves over the prevalence at the largest size that every prevalence has, with that size."""
     if len(config.prevalence) < 2:
@@ -167,7 +168,7 @@ def _skew(
     cells = [
         Cell(one.cell.model, one.cell.prevalence, one.cell.seed, tests[one.cell.key])
         for one in finished
-        if one.cell.n_patients == size
+        if one.cell.n_patients == size and one.cell.prevalence is not None
     ]
     return size, _by_metric(cells, **options)
 
@@ -208,9 +209,10 @@ def _tables(
 
 def _cell_table(finished: Sequence[Finished], failed: Sequence[Failed]) -> pd.DataFrame:
     rows = []
-    for one in (*finished, *failed):
+    cells: list[Finished | Failed] = [*finished, *failed]
+    for one in cells:
         cell = one.cell
-        row = {
+        row: dict[str, object] = {
             "model": cell.model,
             "size": cell.n_patients,
             "fraction": cell.fraction,

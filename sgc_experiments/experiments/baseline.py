@@ -67,8 +67,7 @@ def _fit(config: TrainConfig, dataset: ImageDataset) -> PastRun:
     for past in finished_runs(tags=tags):
         logger.info("%s: taken over from run %s", config.model, past.run_id)
         return past
-    tags = run_tags(config) | tags
-    with start_run(run_name(config), tags, config=config, nested=True) as run:
+    with start_run(run_name(config), run_tags(config) | tags, config=config, nested=True) as run:
         logger.info("%s", config.model)
         run.log_config(config.model_dump())
         run.log_environment()

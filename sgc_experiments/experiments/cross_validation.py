@@ -114,7 +114,7 @@ def _pooled(folds: list[PastRun]) -> Predictions:
 
 
 def _n_train_patients(split: Split) -> int:
-    return split.manifest.loc[split.manifest["subset"] == "train", "patient"].nunique()
+    return int(split.manifest.loc[split.manifest["subset"] == "train", "patient"].nunique())
 
 
 def _headline(config: TrainConfig, splits: dict[str, Split]) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sgc_experiments.config import AUTO, DataConfig, FitConfig
+from sgc_experiments.config import AUTO, DataConfig, FitConfig, settled
 from sgc_experiments.data import ImageDataset, load_dataset
 from sgc_experiments.data.splits import Split, low_data_subset, make_folds, make_split
 from sgc_experiments.experiments.leakage import check_subsets
@@ -40,7 +40,7 @@ class Data(NamedTuple):
 
     def n_patients(self, subset: str) -> int:
         """How many patients a subset has."""
-        return self.dataset.table.iloc[self.rows(subset)]["patient"].nunique()
+        return int(self.dataset.table.iloc[self.rows(subset)]["patient"].nunique())
 
     def prevalence(self, subset: str) -> np.ndarray:
         """The share of each class among a subset's images, (C,)."""
@@ -64,7 +64,7 @@ def load_images(config: DataConfig) -> ImageDataset:
     Raises:
         UserError: the data is missing or contradictory.
     """
-    reader_options = {
+    reader_options: dict[str, dict[str, Any]] = {
         "inbreast": {"birads3": config.birads3},
         "cbis_ddsm": {"abnormality": config.abnormality, "on_leak": config.on_leak},
         "table": {"table": config.table, "classes": config.classes},
@@ -73,8 +73,8 @@ def load_images(config: DataConfig) -> ImageDataset:
         config.dataset,
         data_dir=config.table.parent if config.table else config.data_dir,
         cache_dir=config.cache_dir,
-        input=config.input,
-        image_size=config.image_size,
+        input=settled(config.input),
+        image_size=settled(config.image_size),
         clahe=config.clahe,
         workers=config.workers,
         reader_options=reader_options.get(config.dataset, {}),
@@ -122,14 +122,15 @@ def split_folds(config: FitConfig, dataset: ImageDataset) -> dict[str, Split]:
 
 
 def _as_many_as_wanted(config: DataConfig, split: Split) -> Split:
-    everyone, as_it_is = config.n_patients == "all", config.training_prevalence == AUTO
-    if everyone and as_it_is:
+    n_patients = None if config.n_patients == "all" else config.n_patients
+    prevalence = None if config.training_prevalence == AUTO else config.training_prevalence
+    if n_patients is None and prevalence is None:
         return split
     return low_data_subset(
         split,
-        n_patients=None if everyone else config.n_patients,
+        n_patients=n_patients,
         seed=config.subset_seed,
-        prevalence=None if as_it_is else config.training_prevalence,
+        prevalence=prevalence,
     )
 
 

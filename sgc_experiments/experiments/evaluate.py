@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import AUTO, EvaluateConfig
 from sgc_experiments.data import ImageDataset
@@ -30,7 +31,7 @@ from sgc_experiments.experiments.other_prevalence import (
     log_prevalence,
     wanted_prevalence,
 )
-from sgc_experiments.experiments.result_figures import result_figures, result_tables
+from sgc_experiments.experiments.result_figures import log_curves
 from sgc_experiments.experiments.scoring import (
     before_calibration,
     posterior_of,
@@ -86,8 +87,9 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _another_likelihood(config: EvaluateConfig, model: FittedModel) -> bool:
-    arguments = getattr(model.classifier, "arguments", {})
-    return config.likelihood not in (AUTO, arguments.get("likelihood"))
+    classifier = model.classifier
+    own = classifier.settings.likelihood if isinstance(classifier, ScoreBasedClassifier) else None
+    return config.likelihood not in (AUTO, own)
 
 
 def _at_prevalence(
@@ -104,8 +106,7 @@ def _at_prevalence(
     wanted = wanted_prevalence(config.prevalence, posterior_of(test, classes), prior)
     log_prevalence(run, classes, wanted)
     if config.prevalence == "estimate":
-        resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
-        log_interval(run, classes, test, prior, **resamples)
+        log_interval(run, classes, test, prior, n_bootstrap=config.bootstrap, seed=config.seed)
     return (
         with_prevalence(validation, classes, prior, wanted),
         with_prevalence(test, classes, prior, wanted),
@@ -224,17 +225,25 @@ def _report(
     uncalibrated: pd.DataFrame | None,
     left_out: int,
 ) -> None:
-    resamples = {"n_bootstrap": config.bootstrap, "seed": config.seed}
-    prior = model.classifier.prior
-    report = evaluation_report(validation, test, class_prior=prior, **resamples)
+    report = evaluation_report(
+        validation,
+        test,
+        n_bootstrap=config.bootstrap,
+        seed=config.seed,
+        class_prior=model.classifier.prior,
+    )
     run.log_table(report, "test_metrics")
     run.log_metrics(headline(report, "test"))
-    classes = model.classifier.classes
-    shown = resamples | {"uncalibrated": uncalibrated}
-    for name, figure in result_figures(model.name, validation, test, classes, **shown).items():
-        run.log_figure(figure, name)
-    for name, table in result_tables(test, **shown).items():
-        run.log_table(table, name)
+    log_curves(
+        run,
+        model.name,
+        validation,
+        test,
+        model.classifier.classes,
+        uncalibrated=uncalibrated,
+        n_bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
     whole = report[(report["level"] == "image") & (report["group"] == "all")]
     lines = metric_table(whole)
     own = "the dataset that it was fitted on" if config.dataset == model.facts["dataset"] else (

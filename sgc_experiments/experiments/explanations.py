@@ -34,7 +34,7 @@ def explanation_sheet(
     """
     chosen = choose_cases(test, called_malignant)
     rows = data.rows("test")[chosen["position"]]
-    evaluations = _MORE_EVALUATIONS * classifier.arguments["evaluations"]
+    evaluations = _MORE_EVALUATIONS * classifier.settings.evaluations
     maps = classifier.explain(data.dataset.images[rows], evaluations=evaluations, seed=seed)
     cases = [
         figures.Explanation(

@@ -34,7 +34,7 @@ class FittedModel:
     @property
     def name(self) -> str:
         """As in ``model=``."""
-        return self.facts["model"]
+        return str(self.facts["model"])
 
 
 def load_fitted(model_uri: str, device: str) -> FittedModel:

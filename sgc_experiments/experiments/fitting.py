@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from sgc_experiments.experiments.datasets import Data, log_data
 from sgc_experiments.experiments.explanations import explanation_sheet
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
-from sgc_experiments.experiments.result_figures import decide, result_figures, result_tables
+from sgc_experiments.experiments.result_figures import decide, log_curves
 from sgc_experiments.experiments.scoring import answer, before_calibration, prediction_table
 from sgc_experiments.experiments.starting_weights import start_from_registered
 from sgc_experiments.experiments.unlabelled import find_unlabelled, join, log_unlabelled
@@ -210,7 +211,7 @@ class Report(NamedTuple):
     def version_metrics(self) -> dict[str, float]:
         """What decides between versions: AUCs, of more than two classes the macro AUC."""
         return {
-            name: self.metrics.get(name, self.metrics.get(name.replace("_auc", "_macro_auc")))
+            name: self.metrics[name if name in self.metrics else name.replace("_auc", "_macro_auc")]
             for name in _VERSION_METRICS
         }
 
@@ -239,13 +240,15 @@ def evaluate(
         uncalibrated: the test predictions as they were before calibration, if that is to be shown.
     """
     report = measure(run, config, predictions, prior=prior)
-    options = {
-        "uncalibrated": uncalibrated, "n_bootstrap": config.bootstrap, "seed": config.seed
-    }  # fmt: skip
-    for name, figure in result_figures(config.model, *predictions, classes, **options).items():
-        run.log_figure(figure, name)
-    for name, table in result_tables(predictions.test, **options).items():
-        run.log_table(table, name)
+    log_curves(
+        run,
+        config.model,
+        *predictions,
+        classes,
+        uncalibrated=uncalibrated,
+        n_bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
     return report
 
 
@@ -254,11 +257,13 @@ def measure(
 ) -> Report:
     """Evaluate the test predictions, and log the table and the metrics; arguments as `evaluate`."""
     validation, test = predictions
-    options = {"n_bootstrap": config.bootstrap, "seed": config.seed, "class_prior": prior}
-    table = evaluation_report(validation, test, **options)
+    report = partial(
+        evaluation_report, n_bootstrap=config.bootstrap, seed=config.seed, class_prior=prior
+    )
+    table = report(validation, test)
     run.log_table(table, "test_metrics")
     metrics = headline(table, "test")
-    of_validation = evaluation_report(validation, validation, **options)
+    of_validation = report(validation, validation)
     metrics |= headline(of_validation[of_validation["level"] == "image"], "val")
     run.log_metrics(metrics)
     return Report(table, metrics)

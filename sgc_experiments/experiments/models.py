@@ -12,7 +12,7 @@ from pathlib import Path
 from baselines.simple import LogisticRegressionClassifier, MajorityClassifier
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.classifier import ScoreBasedClassifier
-from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
+from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig, settled
 from sgc_experiments.errors import UserError
 from sgc_experiments.protocol import Classifier
 from sgc_experiments.training import TrainingSettings
@@ -76,12 +76,12 @@ def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifie
         except ValueError as error:  # a combination that only the network can judge
             raise UserError(f"The model cannot be made: {error}.") from None
     if config.model in _SIMPLE:
-        return _SIMPLE[config.model](classes, config.image_size)
+        return _SIMPLE[config.model](classes, settled(config.image_size))
     from baselines.timm_classifier import TimmClassifier
 
     return TimmClassifier(
         classes,
-        config.image_size,
+        settled(config.image_size),
         model=config.model,
         **{name: getattr(config, name) for name in _TIMM},
     )
@@ -94,7 +94,7 @@ def training_settings(config: TrainConfig) -> TrainingSettings:
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         gradient_checkpointing=config.gradient_checkpointing,
-        learning_rate=config.learning_rate,
+        learning_rate=settled(config.learning_rate),
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
         balanced=config.balanced,
@@ -117,7 +117,7 @@ def _augmentation(config: TrainConfig) -> AugmentationSettings:
     return AugmentationSettings(
         horizontal_flip=True,
         vertical_flip=True,
-        transpose=config.transpose,
+        transpose=settled(config.transpose),
         **{name: getattr(config, name) for name in _CHANGES},
     )
 
@@ -134,7 +134,7 @@ def load_classifier(folder: Path) -> Classifier:
         raise UserError(
             "The model's folder holds no readable config.json; register the model again."
         ) from None
-    kinds = {GENERATIVE_MODEL: ScoreBasedClassifier} | _SIMPLE
+    kinds: dict[str, type[Classifier]] = {GENERATIVE_MODEL: ScoreBasedClassifier, **_SIMPLE}
     if kind not in kinds:
         from baselines.timm_classifier import TimmClassifier
 

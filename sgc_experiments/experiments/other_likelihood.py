@@ -7,6 +7,8 @@ they were chosen on in training; without those images there is no honest answer.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -50,7 +52,7 @@ def use_likelihood(
         )
     images = np.asarray(dataset.images[rows])
     labels = dataset.table["label"].to_numpy(np.int64)[rows]
-    classifier.arguments["likelihood"] = likelihood
+    classifier.settings = replace(classifier.settings, likelihood=likelihood)
     log_odds = classifier.predict_log_odds(images).log_odds
     classifier.calibration = fit_calibration(log_odds, labels)
     return prediction_table(classifier, images, dataset.table.iloc[rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,12 +63,12 @@ class PredictionJournal:
             if entry.get("identity") == self._identity:
                 self._entries[entry["name"]] = entry
 
-    def holds(self, name: str, path: Path, box: object) -> bool:
+    def holds(self, name: str, path: Path, box: Sequence[float] | None) -> bool:
         """Say whether an image is done and has not changed since."""
         entry = self._entries.get(name)
         return entry is not None and entry["state"] == _state(path, box)
 
-    def add(self, name: str, path: Path, box: object, row: dict[str, Any]) -> None:
+    def add(self, name: str, path: Path, box: Sequence[float] | None, row: dict[str, Any]) -> None:
         """Keep what was found out about an image: an answer, or a ``reason`` why there is none."""
         entry = {"identity": self._identity, "name": name, "state": _state(path, box), "row": row}
         self._entries[name] = entry
@@ -98,7 +98,7 @@ class PredictionJournal:
         return scored, rejected
 
 
-def _state(path: Path, box: object) -> list[object]:
+def _state(path: Path, box: Sequence[float] | None) -> list[object]:
     try:
         status = os.stat(path)
     except OSError:

@@ -8,9 +8,40 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sgc_experiments import figures
+from sgc_experiments.bootstrap import Resampling
 from sgc_experiments.curves import abstention_table, reliability_table
 from sgc_experiments.evaluation import choose_thresholds
 from sgc_experiments.predictions import class_names, class_probabilities, one_vs_rest
+from sgc_experiments.tracking import TrackedRun
+
+
+def log_curves(
+    run: TrackedRun,
+    model: str,
+    validation: pd.DataFrame,
+    test: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    uncalibrated: pd.DataFrame | None = None,
+    n_bootstrap: int,
+    seed: int,
+) -> None:
+    """Log the figures of `result_figures` and their tables; arguments as there."""
+    tables = result_tables(test, uncalibrated=uncalibrated, n_bootstrap=n_bootstrap, seed=seed)
+    drawn = result_figures(
+        model,
+        validation,
+        test,
+        classes,
+        uncalibrated=uncalibrated,
+        abstention=tables.get("abstention"),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+    for name, figure in drawn.items():
+        run.log_figure(figure, name)
+    for name, table in tables.items():
+        run.log_table(table, name)
 
 
 def result_figures(
@@ -20,6 +51,7 @@ def result_figures(
     classes: Sequence[str],
     *,
     uncalibrated: pd.DataFrame | None = None,
+    abstention: pd.DataFrame | None = None,
     n_bootstrap: int,
     seed: int,
 ) -> dict[str, Figure]:
@@ -32,13 +64,14 @@ def result_figures(
         test: predictions to show.
         classes: names of the labels.
         uncalibrated: the predictions to show as they were before calibration, of two classes.
+        abstention: `curves.abstention_table` of the test images, of two classes.
         n_bootstrap: resamples of patients behind bands and intervals.
         seed: of the resamples.
 
     Returns:
         The figures by name.
     """
-    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    options = Resampling(n_bootstrap=n_bootstrap, seed=seed)
     several = bool(class_names(test))
     curves = one_vs_rest(test) if several else {model: test}
     positive = "the class" if several else classes[1]
@@ -54,12 +87,11 @@ def result_figures(
         ),
         "confusion": figures.confusion(test["label"], decided, classes),
     }
-    if several:
-        return drawn
-    return drawn | {
-        "log_odds": figures.log_odds_histogram(test, classes),
-        "abstention": figures.abstention(curves, **options),
-    }
+    if not several:
+        drawn["log_odds"] = figures.log_odds_histogram(test, classes)
+    if abstention is not None:
+        drawn["abstention"] = figures.abstention({model: abstention})
+    return drawn
 
 
 def result_tables(
@@ -75,7 +107,7 @@ def result_tables(
         `reliability`, with the column `answers` (calibrated or before calibration; the name of the
         class, of more than two), and for two classes `abstention`.
     """
-    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    options = Resampling(n_bootstrap=n_bootstrap, seed=seed)
     several = bool(class_names(test))
     shown = one_vs_rest(test) if several else {"calibrated": test} | _before(uncalibrated)
     parts = [

@@ -65,7 +65,7 @@ def _predict(
     classifier: Classifier, images: np.ndarray, evaluations: int | None, seed: int
 ) -> Prediction:
     if isinstance(classifier, ScoreBasedClassifier):
-        if evaluations is not None and classifier.arguments["likelihood"] == "ode":
+        if evaluations is not None and classifier.settings.likelihood == "ode":
             raise UserError(
                 "This model integrates the probability flow, in steps that it was fitted with; "
                 "evaluations are those of likelihood=elbo."
@@ -77,7 +77,7 @@ def _predict(
 
 
 def with_prevalence(
-    table: pd.DataFrame, classes: Sequence[str], old: Sequence[float], new: Sequence[float]
+    table: pd.DataFrame, classes: Sequence[str], old: np.ndarray, new: np.ndarray
 ) -> pd.DataFrame:
     """Answers for another prevalence than the one that they hold for.
 
@@ -128,7 +128,8 @@ def posterior_of(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
     if "probability" in table:
         positive = table["probability"].to_numpy(np.float64)
         return np.column_stack([1 - positive, positive])
-    return table[[f"probability_{name}" for name in classes]].to_numpy(np.float64)
+    several: np.ndarray = table[[f"probability_{name}" for name in classes]].to_numpy(np.float64)
+    return several
 
 
 def prediction_table(

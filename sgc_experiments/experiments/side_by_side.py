@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from sgc_experiments import figures
+from sgc_experiments.bootstrap import Resampling
 from sgc_experiments.comparison import check_same_split, paired_differences
 from sgc_experiments.config import GENERATIVE_MODEL
 from sgc_experiments.errors import UserError
@@ -153,7 +154,9 @@ def compare(
     logger.info("%s", summary)
 
 
-def _differences(models: Sequence[Contender], reference: str, **options: int) -> pd.DataFrame:
+def _differences(
+    models: Sequence[Contender], reference: str, **options: Unpack[Resampling]
+) -> pd.DataFrame:
     sided = all((model.test["laterality"] != "").all() for model in models)
     paired = _PAIRED_OF_SEVERAL if class_names(models[0].test) else _PAIRED
     parts = []
@@ -167,7 +170,7 @@ def _differences(models: Sequence[Contender], reference: str, **options: int) ->
     return table[["level", *table.columns.drop("level")]]
 
 
-def _results(models: Sequence[Contender], **options: int) -> pd.DataFrame:
+def _results(models: Sequence[Contender], **options: Unpack[Resampling]) -> pd.DataFrame:
     parts = []
     for model in models:
         report = evaluation_report(model.validation, model.test, **options)
@@ -182,14 +185,15 @@ def _figures(
     results: pd.DataFrame,
     differences: pd.DataFrame,
     costs: pd.DataFrame,
-    **options: int,
+    **options: Unpack[Resampling],
 ) -> dict[str, Figure]:
     drawn = {"differences": figures.forest(differences[differences["level"] == "image"])}
     for class_name, tests in _by_class(models).items():
         ending = f"_{class_name}" if class_name else ""
-        positive = {"positive": class_name} if class_name else {}
         drawn[f"roc{ending}"] = figures.roc(tests, **options)
-        drawn[f"reliability{ending}"] = figures.reliability(tests, **positive, **options)
+        drawn[f"reliability{ending}"] = figures.reliability(
+            tests, positive=class_name or "malignant", **options
+        )
     auc = results[(results["level"] == "image") & results["metric"].isin(_RANKING)]
     for cost, label in (
         ("training_seconds", "Training time (s)"),

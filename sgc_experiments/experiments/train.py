@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgc_experiments.command_line import parse
-from sgc_experiments.config import FitConfig, TrainConfig, departures, resolve_defaults
+from sgc_experiments.config import FitConfig, TrainConfig, departures, resolve_defaults, settled
 from sgc_experiments.data import ImageDataset
 from sgc_experiments.experiments.cross_validation import cross_validate
 from sgc_experiments.experiments.datasets import Data, load_images, split_images
@@ -64,7 +64,7 @@ def _short(value: object) -> str:
     return value.name if isinstance(value, Path) else str(value).replace(",", "-")
 
 
-def run_tags(config: TrainConfig) -> dict[str, object]:
+def run_tags(config: TrainConfig) -> dict[str, str]:
     """By which the run of a resolved configuration is found."""
     return {"entry_point": "train", "model": config.model, "dataset": config.dataset}
 
@@ -87,7 +87,7 @@ def announce(models: str, config: FitConfig, *, gpu: bool) -> None:
         "%s on %s: input=%s, image_size=%d, budget=%s",
         models, config.dataset, config.input, config.image_size, config.budget,
     )  # fmt: skip
-    if config.input == "whole" and not gpu and config.image_size < 384:
+    if config.input == "whole" and not gpu and settled(config.image_size) < 384:
         logger.info(
             "No GPU: image_size=%d, not the paper's 384; -P image_size=384 changes it.",
             config.image_size,

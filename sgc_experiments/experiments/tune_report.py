@@ -61,7 +61,7 @@ def log_gain(
         differences: see ``tune_refit.gain``.
     """
     run.log_table(results, "refits")
-    metrics = {}
+    metrics: dict[str, float] = {}
     for row in results.itertuples():
         name = f"{row.model}_test_{row.metric}"
         metrics |= {name: row.value, f"{name}_low": row.low, f"{name}_high": row.high}

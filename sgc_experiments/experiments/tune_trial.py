@@ -127,8 +127,13 @@ def _judge(
         class_prior=data.prevalence("train"),
     )
     metrics = headline(report[report["level"] == "image"], "val")
-    range_trained_on = {end: classifier.arguments[end] for end in ("log_snr_min", "log_snr_max")}
-    bits = own_bits_per_dim(classifier.network, images, labels, **range_trained_on)
+    bits = own_bits_per_dim(
+        classifier.network,
+        images,
+        labels,
+        log_snr_min=classifier.settings.log_snr_min,
+        log_snr_max=classifier.settings.log_snr_max,
+    )
     metrics["val_bits_per_dim"] = float(bits.mean())
     run.log_metrics(metrics)
     auc = metrics.get("val_auc", metrics.get("val_macro_auc"))

@@ -49,7 +49,7 @@ def find_unlabelled(config: TrainConfig, data: Data) -> Unlabelled | None:
         return None
     if config.unlabelled == REST:
         return _rest(data)
-    found = _folder(config, data)
+    found = _folder(Path(config.unlabelled), config, data)
     _check_not_judged(found, data)
     return found
 
@@ -68,9 +68,9 @@ def _rest(data: Data) -> Unlabelled:
     return Unlabelled(np.asarray(data.dataset.images[rows]), manifest, digest)
 
 
-def _folder(config: TrainConfig, data: Data) -> Unlabelled:
+def _folder(folder: Path, config: TrainConfig, data: Data) -> Unlabelled:
     found = load_folder(
-        Path(config.unlabelled).expanduser().absolute(),
+        folder.expanduser().absolute(),
         PreprocessSettings(**data.dataset.preprocessing),
         cache_dir=config.cache_dir,
         workers=config.workers,

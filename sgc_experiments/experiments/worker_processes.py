@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -38,7 +38,7 @@ class WorkerDied:
 
 def run_in_processes(
     work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, threads: int
-) -> Iterator[tuple[int, Result | WorkerDied]]:
+) -> Generator[tuple[int, Result | WorkerDied]]:
     """Apply a function to every job, each in one of several processes.
 
     Args:
@@ -66,7 +66,8 @@ def run_in_processes(
         for _ in range(min(workers, len(jobs))):
             start()
         while at_work:
-            for connection in wait(list(at_work)):
+            ready = wait(list(at_work))
+            for connection in [c for c in at_work if c in ready]:
                 worker = at_work[connection]
                 position, result = worker.position, worker.receive()
                 if waiting and not isinstance(result, WorkerDied):
@@ -89,7 +90,7 @@ class _Worker:
         position: of the job in flight.
     """
 
-    def __init__(self, work: Callable, threads: int) -> None:
+    def __init__(self, work: Callable[..., object], threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # torch has threads: a fork inherits locks
         self.connection, theirs = context.Pipe()
         self.position = -1

@@ -1,6 +1,7 @@
 """How well a model tells the classes apart, and whether its probabilities can be believed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from sgc_experiments.curves import (
-    abstention_table,
     precision_recall_band,
     reliability_table,
     roc_band,
@@ -32,7 +32,7 @@ from sgc_experiments.predictions import check_predictions
 _MOST_BANDS = 3
 
 
-def _legend(axes: Axes, **placement: object) -> None:
+def _legend(axes: Axes, **placement: Any) -> None:
     axes.legend(handlelength=2.6, borderaxespad=0.6, **placement)
 
 
@@ -160,7 +160,7 @@ def reliability(
     axes.set_aspect("auto")
     axes.set_ylabel(f"Observed frequency of {positive}")
     counts.set(xlabel=f"Predicted probability of {positive}", ylabel="Images per bin")
-    counts.yaxis.get_major_locator().set_params(integer=True)
+    counts.locator_params(axis="y", integer=True)
     counts.grid(visible=False, axis="x")
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper center", frameon=False, handlelength=3
@@ -169,26 +169,24 @@ def reliability(
 
 
 @styled
-def abstention(
-    models: Mapping[str, pd.DataFrame], *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
-) -> Figure:
+def abstention(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """AUC of the images that are answered, against their share, the most certain ones first.
 
-    Arguments and errors as `roc`.
+    Args:
+        tables: `curves.abstention_table` of each model, by name.
     """
     figure, axes = canvas(5.8, 4.2)
     axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance: AUC 0.50")
-    for look, (name, frame) in zip(looks(), models.items(), strict=False):
-        table = abstention_table(frame, n_bootstrap=n_bootstrap, seed=seed)
+    for look, (name, table) in zip(looks(), tables.items(), strict=False):
         coverage = 100 * table["coverage"]
-        if len(models) <= _MOST_BANDS:
+        if len(tables) <= _MOST_BANDS:
             axes.fill_between(
                 coverage, table["low"], table["high"],
                 color=look.color, alpha=BAND_ALPHA, linewidth=0,
             )  # fmt: skip
         axes.plot(
             coverage, table["auc"], color=look.color, linestyle=look.line, marker=look.marker,
-            label=_quoted(name, "AUC of all", _metric(frame, "auc", n_bootstrap, seed)),
+            label=_quoted(name, "AUC of all", table.iloc[-1].rename({"auc": "value"})),
         )  # fmt: skip
     axes.set(
         xlim=(102, 18),  # leaving out ever more images, as one reads
@@ -265,9 +263,10 @@ def log_odds_histogram(
     axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
     axes.tick_params(axis="x", pad=9)
     axes.set_ylim(top=1.08 * axes.get_ylim()[1])  # the legend and the rug leave no margin
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.set(
         xlabel=f"Log-odds of {classes[1]} against {classes[0]} (nats)", ylabel="Number of images"
     )
-    axes.get_legend().set_title("true class")
+    if (legend := axes.get_legend()) is not None:
+        legend.set_title("true class")
     return figure

@@ -31,9 +31,9 @@ def _bare(axes: Axes) -> None:
 
 @styled
 def sample_sheet(
-    real: NDArray,
+    real: np.ndarray,
     real_labels: NDArray[np.integer],
-    generated: NDArray,
+    generated: np.ndarray,
     generated_labels: NDArray[np.integer],
     classes: Sequence[str],
     *,
@@ -55,7 +55,7 @@ def sample_sheet(
     sides = (("real", real, real_labels), ("generated", generated, generated_labels))
     figure = Figure(figsize=(1.0 * 2 * per_class + 1.1, 1.02 * len(classes) + 0.5))
     for part, (title, images, labels) in zip(
-        figure.subfigures(1, 2, wspace=0.03), sides, strict=True
+        figure.subfigures(1, 2, squeeze=False, wspace=0.03)[0], sides, strict=True
     ):
         part.suptitle(title, fontsize=12, fontweight="bold")
         grid = part.subplots(len(classes), per_class, squeeze=False)
@@ -83,7 +83,7 @@ class Explanation(NamedTuple):
         remark: why this image is shown, such as "typical".
     """
 
-    image: NDArray
+    image: np.ndarray
     evidence: NDArray[np.floating]
     box: Sequence[float] | None
     outcome: str
@@ -119,7 +119,7 @@ def explanation_sheet(
         figsize=(max(2.0 * columns + 1.2, 4.2), blocks * (3.9 * height / width + 1.0) + 0.4)
     )
     grid = figure.subplots(2 * blocks, columns, squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03, wspace=0.02, hspace=0.01)
+    figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.03, wspace=0.02, hspace=0.01)
     maps = [_per_percent(case.evidence) for case in cases]
     # One strong spot must not make all other evidence invisible.
     strongest = float(np.quantile(np.abs(maps), 0.99)) or 1.0
@@ -142,7 +142,8 @@ def explanation_sheet(
 def _per_percent(evidence: NDArray[np.floating]) -> NDArray[np.floating]:
     """Smooth a map, and express it per hundredth of the image, whatever its resolution."""
     smooth = gaussian_filter(np.asarray(evidence, np.float64), max(evidence.shape) / 32)
-    return smooth * evidence.size / 100
+    scaled: np.ndarray = smooth * evidence.size / 100
+    return scaled
 
 
 def _draw_case(

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from sgc_experiments.figures.style import GREY, PALETTE, styled
 
@@ -20,7 +19,7 @@ _TITLES = {
 
 @styled
 def preparation_stages(
-    examples: Sequence[Mapping[str, NDArray]], captions: Sequence[str]
+    examples: Sequence[Mapping[str, np.ndarray]], captions: Sequence[str]
 ) -> Figure:
     """One row per image, one column per step of the preparation, the lesion outlined at the end.
 
@@ -43,8 +42,10 @@ def preparation_stages(
         row[0].set_ylabel(caption)
         x0, y0, x1, y1 = example["box"]
         if np.isfinite(x0):
-            outline = {"fill": False, "edgecolor": PALETTE[1], "linewidth": 1.5}
-            row[-1].add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, **outline))
+            corner, width, height = (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0
+            row[-1].add_patch(
+                Rectangle(corner, width, height, fill=False, edgecolor=PALETTE[1], linewidth=1.5)
+            )
     return figure
 
 

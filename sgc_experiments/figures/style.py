@@ -10,13 +10,14 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 from PIL import Image
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6E6E6E"
 BAND_ALPHA = 0.18
 
-_RC = {
+_RC: dict[RcKeyType, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 11,
@@ -61,7 +62,7 @@ class Look(NamedTuple):
     """How one model is drawn."""
 
     color: str
-    line: str | tuple
+    line: str | tuple[int, tuple[int, ...]]
     marker: str
 
 

@@ -200,9 +200,10 @@ def tuning_pareto(trials: pd.DataFrame) -> Figure:
 
 def pareto_front(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Which of N points no other point reaches in both values and exceeds in one; bool (N,)."""
-    at_least = (first >= first[:, None]) & (second >= second[:, None])
-    better = (first > first[:, None]) | (second > second[:, None])
-    return ~(at_least & better).any(axis=1)
+    at_least: np.ndarray = (first >= first[:, None]) & (second >= second[:, None])
+    better: np.ndarray = (first > first[:, None]) | (second > second[:, None])
+    front: np.ndarray = ~(at_least & better).any(axis=1)
+    return front
 
 
 def _complete(trials: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -85,7 +85,8 @@ def power_law_field(noise: np.ndarray, beta: float) -> np.ndarray:
     amplitude = squared ** np.float32(-beta / 4)
     amplitude[0, 0] = 0.0
     field = fft.irfft2(noise * amplitude, s=(height, 2 * (half - 1)))
-    return field / field.std()
+    unit: np.ndarray = field / field.std()
+    return unit
 
 
 def breast_mask(anatomy: Anatomy, view: str) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +122,8 @@ def compressed_thickness(anatomy: Anatomy, depth: np.ndarray) -> np.ndarray:
     """Thickness in cm, (H, w) float32, 0 in air."""
     radius = anatomy.thickness_cm * 10 / SPACING_MM / 2
     inner = np.minimum(depth / radius, 1.0)
-    return np.float32(anatomy.thickness_cm) * np.sqrt(1 - (1 - inner) ** 2)
+    thickness: np.ndarray = np.float32(anatomy.thickness_cm) * np.sqrt(1 - (1 - inner) ** 2)
+    return thickness
 
 
 def glandular_fraction(
@@ -147,7 +149,8 @@ def glandular_fraction(
     fraction += 0.08 * _ligaments(rng)[:, : breast.shape[1]]
     # Muscle attenuates like gland.
     muscle = cv2.GaussianBlur(pectoral.astype(np.float32), (0, 0), 4)
-    return fraction * (1 - muscle) + np.float32(0.75) * muscle
+    with_muscle: np.ndarray = fraction * (1 - muscle) + np.float32(0.75) * muscle
+    return with_muscle
 
 
 def _ligaments(rng: np.random.Generator) -> np.ndarray:

@@ -181,7 +181,8 @@ def _beside(view: PhantomView) -> np.ndarray:
     height, width = view.pixels.shape
     centre = view.outline.mean(0)
     middle = np.array([width / 2, height / 2])
-    return (view.outline - centre) / 2 + (centre + middle) / 2
+    moved: np.ndarray = (view.outline - centre) / 2 + (centre + middle) / 2
+    return moved
 
 
 def _case_row(item: Abnormality, image: str, crop: str, mask: str, rng: np.random.Generator) -> Row:
@@ -344,7 +345,7 @@ def _write_tables(root: Path, style: str, cases: list[Row], files: list[Row]) ->
             _write_csv(
                 tables / f"{kind.lower()}_case_description_{name}_set.csv", columns, rows, "\r\n"
             )
-    one_per_series = {row["Series UID"]: row for row in files}.values()
+    one_per_series = list({row["Series UID"]: row for row in files}.values())
     if style == "kaggle_jpeg":
         _write_csv(tables / "dicom_info.csv", DICOM_INFO_COLUMNS, files, "\n")
         _write_csv(tables / "meta.csv", META_COLUMNS, one_per_series, "\n")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     DigitalMammographyXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -93,7 +94,7 @@ def write_dicom(
     dataset["PixelData"].VR = "OB" if pixels.dtype == np.uint8 else "OW"
 
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = sop_class
+    dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class)
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if SYNTAXES[syntax] != ExplicitVRLittleEndian:
         # pydicom gives a compressed image a new random UID unless told not to.

@@ -24,6 +24,7 @@ import plistlib
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,6 +56,8 @@ _TRUTH_HEADER = ("file_name", "patient", "malignant", "latent", "kind", "x0", "y
 
 _POLYGON, _POINT = 15, 19
 """OsiriX's numbers for a closed polygon and a point."""
+
+CsvRow = tuple[object, ...]
 
 
 def write_inbreast(
@@ -115,7 +118,7 @@ def write_inbreast(
     return out / RELEASE
 
 
-def _fill(folder: Path, settings: dict, workers: int, progress: bool) -> None:
+def _fill(folder: Path, settings: dict[str, Any], workers: int, progress: bool) -> None:
     """Write everything that `settings` describe into an empty folder."""
     release = folder / RELEASE
     for name in ("AllDICOMs", "AllXML"):
@@ -148,7 +151,7 @@ def _check_arguments(*, patients: int, seed: int, workers: int) -> None:
         raise UserError(f"workers={workers} is negative; 0 means one per core")
 
 
-def _is_complete(out: Path, settings: dict) -> bool:
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` holds the release that `settings` describe.
 
     Raises:
@@ -165,18 +168,18 @@ def _is_complete(out: Path, settings: dict) -> bool:
     )
 
 
-def _as_text(settings: dict) -> str:
+def _as_text(settings: dict[str, Any]) -> str:
     return json.dumps(settings, indent=2) + "\n"
 
 
 def _write_patient(
     patient: int, *, release: Path, seed: int, difficulty: str, syntax: str
-) -> list[tuple[tuple, tuple]]:
+) -> list[tuple[CsvRow, CsvRow]]:
     """Write one patient's images and annotations; return their table and truth rows."""
     token = hashlib.sha256(f"patient {seed} {patient}".encode()).hexdigest()[:16]
     date = 200801 + 100 * (patient % 3) + (patient * 7) % 12
     annotated = patient % 25 != 7
-    results = []
+    results: list[tuple[CsvRow, CsvRow]] = []
     for index, view in enumerate(render_patient(patient, seed=seed, difficulty=difficulty)):
         image = 8 * patient + index
         number = 20_000_000 + 37 * image + int(token, 16) % 37
@@ -298,10 +301,12 @@ def _annotation(view: PhantomView, regions: list[tuple[str, int, np.ndarray]]) -
     return plistlib.dumps({"Images": [{"ImageIndex": 0, "NumberOfROIs": len(rois), "ROIs": rois}]})
 
 
-def _point(coordinates: np.ndarray | tuple) -> str:
+def _point(coordinates: np.ndarray | tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:f}" for value in coordinates) + ")"
 
 
-def _write_csv(path: Path, rows: tuple, *, delimiter: str, lineterminator: str) -> None:
+def _write_csv(
+    path: Path, rows: tuple[CsvRow, ...], *, delimiter: str, lineterminator: str
+) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file, delimiter=delimiter, lineterminator=lineterminator).writerows(rows)

@@ -32,7 +32,7 @@ class Lesion:
     @property
     def half_size(self) -> int:
         """Pixels from the patch's centre to its rim."""
-        return self.patch.shape[0] // 2
+        return int(self.patch.shape[0] // 2)
 
 
 def draw_mass(m: float, radius: float, rng: np.random.Generator) -> Lesion:
@@ -61,7 +61,8 @@ def _random_star(m: float, rng: np.random.Generator) -> np.ndarray:
     cosine, sine = rng.normal(size=(2, len(_HARMONICS))) * np.sqrt(power)
     theta = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
     phase = _HARMONICS[:, None] * theta
-    return np.maximum(cosine @ np.cos(phase) + sine @ np.sin(phase), -0.7)
+    rim: np.ndarray = np.maximum(cosine @ np.cos(phase) + sine @ np.sin(phase), -0.7)
+    return rim
 
 
 def _spicules(

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ METADATA_COLUMNS = (
     "View Position,Photometric Interpretation,Rows,Columns,Pixel Padding Value,Window Center,"
     "Window Width,Rescale Intercept,Rescale Slope,Manufacturer,Manufacturer's Model Name"
 )
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,9 @@ def _findings(view: PhantomView, grade: int, shift: int, rank: int) -> list[Row]
 
 def _with_marker(view: PhantomView) -> np.ndarray:
     """The view with its name burnt into the upper corner that the breast leaves free."""
-    letters = np.zeros(view.pixels.shape, np.uint8)
-    place = (letters.shape[1] - 110 if view.laterality == "L" else 10, 40)
+    height, width = view.pixels.shape
+    letters = np.zeros((height, width), np.uint8)
+    place = (width - 110 if view.laterality == "L" else 10, 40)
     text = f"{view.laterality}{view.view}"
     cv2.putText(letters, text, place, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1, 2)
     return np.where(letters, np.uint16(WHITE), view.pixels)

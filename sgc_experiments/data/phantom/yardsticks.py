@@ -140,9 +140,10 @@ def _out_of_fold(
     forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=seed)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     table = features.to_numpy()
-    return cross_val_predict(
+    probabilities: np.ndarray = cross_val_predict(
         forest, table, label, groups=patient, cv=folds, method="predict_proba"
-    )[:, 1]
+    )
+    return probabilities[:, 1]
 
 
 def _measure(release: Path, truth: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -265,7 +266,7 @@ def _region_features(
     """Form of the bright region around the centre, and texture at two scales."""
     size = int(2 * 1.7 * radius)
     patch = cv2.getRectSubPix(smooth, (size, size), centre)
-    scaled = cv2.normalize(patch, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    scaled = cv2.normalize(patch, np.empty_like(patch), 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     _, bright = cv2.threshold(scaled, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     _, labels = cv2.connectedComponents(bright)
     middle = labels[size // 2, size // 2]
