@@ -6,6 +6,7 @@ import html
 import re
 from pathlib import Path
 
+import architecture
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -18,6 +19,7 @@ from sgc_experiments.experiments import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sgc_experiments", "baselines")
+_DIAGRAM = "<!-- diagram -->"
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -49,6 +51,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put the diagram of the imports where the page has its mark."""
+    if _DIAGRAM in markdown:
+        return markdown.replace(_DIAGRAM, architecture.diagram())
+    return markdown
 
 
 def on_page_content(content: str, **_: object) -> str:

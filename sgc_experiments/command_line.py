@@ -120,11 +120,14 @@ def _explain(config_class: type[ConfigT], error: ValidationError, named: Contain
     """One sentence per wrong parameter, without the validation library's own vocabulary."""
     reasons: dict[str, list[str]] = {}
     given: dict[str, object] = {}
+    written_otherwise: set[str] = set()
     for problem in error.errors():
         name = str(problem["loc"][0]) if problem["loc"] else ""
         reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
         reasons.setdefault(name, []).append(reason.split(", unable to parse")[0])
         given[name] = problem["input"]
+        if problem["type"] == "string_pattern_mismatch":  # the help text says how it is written
+            written_otherwise.add(name)
     sentences = []
     for name, texts in reasons.items():
         if not name:  # a rule about several parameters names them itself
@@ -134,9 +137,16 @@ def _explain(config_class: type[ConfigT], error: ValidationError, named: Contain
         if field.is_required() and name not in named:
             sentences.append(f"{name} is missing: give {name}={field.description}.")
             continue
+        default = _default_text(field.default)
+        if name in written_otherwise:
+            sentences.append(
+                f"{name}={given[name]} is not valid: {name} is {field.description} "
+                f"(default {default})."
+            )
+            continue
         choices = " or ".join(text.removeprefix("should be ") for text in texts)
         sentences.append(
             f"{name}={given[name]} is not valid: it should be {choices} "
-            f"({name} is {field.description}; default {_default_text(field.default)})."
+            f"({name} is {field.description}; default {default})."
         )
     return "\n".join(sentences)

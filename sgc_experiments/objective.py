@@ -75,27 +75,12 @@ class DenoisingScoreMatching(nn.Module):
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not -math.inf < log_snr_min < log_snr_max < math.inf:
-            raise ValueError(
-                f"log_snr_min must be below log_snr_max, not {log_snr_min} and {log_snr_max}"
-            )
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
-        if log_snr_sampling not in SAMPLINGS:
-            raise ValueError(
-                f"log_snr_sampling must be one of {', '.join(SAMPLINGS)}, not {log_snr_sampling!r}"
-            )
-        if not min_snr_gamma > 0:
-            raise ValueError(f"min_snr_gamma must be positive, not {min_snr_gamma}")
-        if not hybrid_weight >= 0:
-            raise ValueError(f"hybrid_weight must not be negative, not {hybrid_weight}")
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"label_dropout must be in [0, 1), not {label_dropout}")
         self.sde = sde
         self.low, self.high = float(log_snr_min), float(log_snr_max)
         self.weighting, self.log_snr_sampling = weighting, log_snr_sampling
         self.min_snr_gamma, self.sigmoid_bias = min_snr_gamma, sigmoid_bias
         self.hybrid_weight, self.label_dropout = hybrid_weight, label_dropout
+        self._check()
         grid = torch.linspace(self.low, self.high, 2001, dtype=torch.float64)
         self._normaliser = float(torch.trapezoid(self._unnormalised_weight(grid), grid))
         edges = torch.linspace(self.low, self.high, _WEIGHT_BINS + 1, dtype=torch.float64)
@@ -112,6 +97,27 @@ class DenoisingScoreMatching(nn.Module):
         # The same of squared class differences, in nats.
         self.register_buffer("squared_evidence", torch.zeros(_BINS, dtype=torch.float64))
         self.register_buffer("evidence_seen", torch.zeros(_BINS, dtype=torch.float64))
+
+    def _check(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(
+                f"log_snr_min must be below log_snr_max, not {self.low} and {self.high}"
+            )
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(
+                f"weighting must be one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}"
+            )
+        if self.log_snr_sampling not in SAMPLINGS:
+            raise ValueError(
+                f"log_snr_sampling must be one of {', '.join(SAMPLINGS)}, "
+                f"not {self.log_snr_sampling!r}"
+            )
+        if not self.min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma must be positive, not {self.min_snr_gamma}")
+        if not self.hybrid_weight >= 0:
+            raise ValueError(f"hybrid_weight must not be negative, not {self.hybrid_weight}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), not {self.label_dropout}")
 
     def _unnormalised_weight(self, log_snr: Tensor) -> Tensor:
         if self.weighting == "elbo":

@@ -144,12 +144,10 @@ class ScoreNetwork(nn.Module):
         standardisation: str = "dataset",
     ) -> None:
         super().__init__()
-        _check(classes, channels, blocks, patch, prediction, class_conditioning, dropout)
-        if standardisation not in STANDARDISATIONS:
-            raise ValueError(
-                f"standardisation must be one of {', '.join(STANDARDISATIONS)}, "
-                f"not {standardisation!r}"
-            )
+        _check(classes, channels, blocks, patch, dropout)
+        _check_choice("prediction", prediction, PREDICTIONS)
+        _check_choice("class_conditioning", class_conditioning, CLASS_CONDITIONING)
+        _check_choice("standardisation", standardisation, STANDARDISATIONS)
         self.standardisation = standardisation
         self.classes = classes
         self._checkpointing = False
@@ -291,8 +289,6 @@ def _check(
     channels: Sequence[int],
     blocks: int,
     patch: int,
-    prediction: str,
-    class_conditioning: str,
     dropout: float,
 ) -> None:
     if classes < 1:
@@ -303,12 +299,10 @@ def _check(
         raise ValueError(f"blocks must be at least 1, not {blocks}")
     if patch < 1:
         raise ValueError(f"patch must be at least 1, not {patch}")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {prediction!r}")
-    if class_conditioning not in CLASS_CONDITIONING:
-        raise ValueError(
-            f"class_conditioning must be one of {', '.join(CLASS_CONDITIONING)}, "
-            f"not {class_conditioning!r}"
-        )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

@@ -110,7 +110,7 @@ class SDE(ABC):
         return -0.5 * z.square().sum(1) - z.shape[1] * normaliser
 
 
-class _VariancePreserving(SDE):
+class VariancePreserving(SDE):
     """α² + σ² = 1, hence α² = sigmoid(λ): λ alone tells everything."""
 
     def _log_alpha(self, t: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _LinearBeta:
         return 2 * integral / (self.minimum + root)
 
 
-class VPSDE(_VariancePreserving):
+class VPSDE(VariancePreserving):
     """Variance preserving with linear β: α² = exp(−B), σ² = 1 − exp(−B), λ = −log(exp(B) − 1)."""
 
     def __init__(
@@ -162,7 +162,7 @@ class VPSDE(_VariancePreserving):
         return self.beta.rate(t) / torch.expm1(-self.beta.integral(t))
 
 
-class CosineVPSDE(_VariancePreserving):
+class CosineVPSDE(VariancePreserving):
     """Variance preserving with α = cos(πu/2), λ = −2 log tan(πu/2).
 
     u is an affine function of t that takes [T_MIN, 1] to λ = `log_snr_max` … `log_snr_min`.
@@ -194,7 +194,7 @@ class CosineVPSDE(_VariancePreserving):
         return -4 * self.angle_rate / torch.sin(2 * self._angle(t))
 
 
-class LogSNRVPSDE(_VariancePreserving):
+class LogSNRVPSDE(VariancePreserving):
     """Variance preserving with any monotone log-SNR, piecewise linear in time.
 
     Args:

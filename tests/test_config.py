@@ -21,7 +21,7 @@ from sgc_experiments.experiments.train import run_name
         (["--log_snr_knots", "3,4"], ["log_snr_knots must be two or more falling numbers"]),
         (["--log_snr_knots", "3"], ["log_snr_knots must be two or more falling numbers"]),
         (["--log_snr_shift", "21"], ["log_snr_shift=21", "less than or equal to 20"]),
-        (["--budget", "forever"], ["budget=forever", "steps:N"]),
+        (["--budget", "5min"], ["budget=5min is not valid: budget is how long to train: steps:N"]),
         (["--seed"], ["--seed", "expected one argument"]),
         (["stray"], ["'stray'", "belongs to no parameter"]),
         (["--test_fraction", "0.8", "--validation_fraction", "0.15"], ["validation_fraction"]),

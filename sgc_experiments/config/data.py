@@ -39,7 +39,8 @@ class DataConfig(Config):
     )
     image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] | Auto = Field(
         AUTO,
-        description="the side of the prepared image in pixels, a multiple of 8 from 16 to 1024",
+        description="the side of the prepared image in pixels, a multiple of 8 from 16 to 1024; "
+        "for sgc with the usual channels and patch a multiple of 16",
     )
     clahe: bool = Field(False, description="contrast-limited adaptive histogram equalisation")
     birads3: Literal["benign", "drop"] = Field(

@@ -176,6 +176,31 @@ def _read_case_table(
         for name in ("patient id", "left or right breast", "image view", "pathology")
     )
     images = [files.find(reference) for reference in table["image file path"]]
+    for what, wrong in _wrong_rows(table, kind, subset, images):
+        problems.add_rows(path.name, what, row_numbers(wrong))
+    masks, crops = table["roi mask file path"], table["cropped image file path"]
+    return [
+        Abnormal(
+            (patient[i], side[i], view[i]),
+            subset,
+            pathology[i],
+            density,
+            images[i][0],
+            tuple(dict.fromkeys(files.find(masks[i]) + files.find(crops[i]))),
+        )
+        for i, density in enumerate(table["breast density"])
+        if images[i]
+    ]
+
+
+def _wrong_rows(
+    table: pd.DataFrame, kind: str, subset: str, images: list[tuple[Path, ...]]
+) -> list[tuple[str, pd.Series]]:
+    """What can be wrong with a row, and whether it is."""
+    patient, side, view, pathology = (
+        table[name].str.upper()
+        for name in ("patient id", "left or right breast", "image view", "pathology")
+    )
     folders = [_folder_fields(reference) for reference in table["image file path"]]
     expected = zip(
         [kind.upper()] * len(table),
@@ -185,7 +210,7 @@ def _read_case_table(
         view,
         strict=True,
     )
-    for what, wrong in (
+    return [
         ("patient_id is not P_ and a number", ~patient.str.fullmatch(r"P_\d+")),
         ("left or right breast is neither LEFT nor RIGHT", ~side.isin(["LEFT", "RIGHT"])),
         ("image view is neither CC nor MLO", ~view.isin(["CC", "MLO"])),
@@ -199,18 +224,6 @@ def _read_case_table(
             "several files lie where one image is expected",
             pd.Series([len(found) > 1 for found in images]),
         ),
-    ):
-        problems.add_rows(path.name, what, row_numbers(wrong))
-    candidates = [
-        tuple(dict.fromkeys(files.find(mask) + files.find(crop)))
-        for mask, crop in zip(
-            table["roi mask file path"], table["cropped image file path"], strict=True
-        )
-    ]
-    return [
-        Abnormal((patient[i], side[i], view[i]), subset, pathology[i], density, images[i][0], mask)
-        for i, (density, mask) in enumerate(zip(table["breast density"], candidates, strict=True))
-        if images[i]
     ]
 
 

@@ -148,8 +148,8 @@ def _write_image(job: Job, folder: Path, number: int, view: PhantomView) -> Row:
             sop_class=REMOVED_SOP_CLASS,
             attributes=attributes,
         )
-    grade = _birads(view, job.rank)
     return {
+        **_labels(job, view, shift),
         "study_id": folder.name,
         "series_id": series,
         "image_id": image,
@@ -157,13 +157,8 @@ def _write_image(job: Job, folder: Path, number: int, view: PhantomView) -> Row:
         "view_position": view.view,
         "height": pixels.shape[0],
         "width": pixels.shape[1],
-        "breast_birads": f"BI-RADS {grade}",
-        "breast_density": f"DENSITY {'ABCD'[view.density - 1]}",
-        "split": "test" if is_test_rank(job.rank) else "training",
-        "findings": _findings(view, grade, shift, job.rank),
         "Series Instance UID": series,
         "SOP Instance UID": image,
-        "Patient's Age": f"{40 + job.patient % 40:03d}Y",
         "Image Laterality": view.laterality,
         "View Position": view.view,
         "Photometric Interpretation": "MONOCHROME1" if inverted else "MONOCHROME2",
@@ -174,6 +169,18 @@ def _write_image(job: Job, folder: Path, number: int, view: PhantomView) -> Row:
         "Window Width": attributes["WindowWidth"],
         "Rescale Intercept": 0,
         "Rescale Slope": 1,
+    }
+
+
+def _labels(job: Job, view: PhantomView, shift: int) -> Row:
+    """What the tables say about the breast and the patient."""
+    grade = _birads(view, job.rank)
+    return {
+        "breast_birads": f"BI-RADS {grade}",
+        "breast_density": f"DENSITY {'ABCD'[view.density - 1]}",
+        "split": "test" if is_test_rank(job.rank) else "training",
+        "findings": _findings(view, grade, shift, job.rank),
+        "Patient's Age": f"{40 + job.patient % 40:03d}Y",
     }
 
 

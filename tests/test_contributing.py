@@ -1,0 +1,45 @@
+"""The worked examples of CONTRIBUTING.md do what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.own_images import write_own_images
+
+_SECTION = re.compile(r"^## (.+?)$(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLES = {
+    title: "".join(_CODE.findall(text))
+    for title, text in _SECTION.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+}
+
+
+def test_what_there_is_to_add_has_an_example():
+    assert set(EXAMPLES) == {
+        "Add a dataset", "Add an SDE", "Add a baseline", "Add an entry point"
+    }  # fmt: skip
+    assert all(EXAMPLES.values())
+
+
+@pytest.mark.parametrize("title", sorted(EXAMPLES))
+def test_an_example_runs(title, workspace):
+    write_own_images(workspace.folder / "clinic", patients=6)
+    done = subprocess.run(
+        [sys.executable, "-c", EXAMPLES[title]],
+        cwd=workspace.folder,
+        env=workspace.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    if title == "Add an entry point":
+        (run,) = workspace.runs()
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics == {"images_benign": 6, "images_malignant": 6}
+        assert run.data.params["config.dataset"] == "table"
