@@ -28,7 +28,7 @@ def test_what_there_is_to_add_has_an_example():
 
 @pytest.mark.parametrize("title", sorted(EXAMPLES))
 def test_an_example_runs(title, workspace):
-    write_own_images(workspace.folder / "clinic", patients=6)
+    write_own_images(workspace.folder / "clinic", patients=6, classes=("cyst", "carcinoma"))
     done = subprocess.run(
         [sys.executable, "-c", EXAMPLES[title]],
         cwd=workspace.folder,
@@ -41,5 +41,5 @@ def test_an_example_runs(title, workspace):
     if title == "Add an entry point":
         (run,) = workspace.runs()
         assert run.info.status == "FINISHED"
-        assert run.data.metrics == {"images_benign": 6, "images_malignant": 6}
+        assert run.data.metrics == {"images_carcinoma": 6, "images_cyst": 6}
         assert run.data.params["config.dataset"] == "table"
