@@ -148,11 +148,9 @@ class ScoreNetwork(nn.Module):
         _check_choice("prediction", prediction, PREDICTIONS)
         _check_choice("class_conditioning", class_conditioning, CLASS_CONDITIONING)
         _check_choice("standardisation", standardisation, STANDARDISATIONS)
-        self.standardisation = standardisation
-        self.classes = classes
+        self.standardisation, self.prediction = standardisation, prediction
+        self.classes, self.patch = classes, patch
         self._checkpointing = False
-        self.patch = patch
-        self.prediction = prediction
         self.class_in_encoder = class_conditioning == "all"
         self.class_in_decoder = class_conditioning != "head"
         condition = 4 * channels[0]

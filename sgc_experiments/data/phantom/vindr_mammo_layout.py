@@ -119,16 +119,7 @@ def _write_image(job: Job, folder: Path, number: int, view: PhantomView) -> Row:
     inverted = job.patient % 3 == 1
     pixels = _with_marker(view) if job.patient % 5 == 3 else view.pixels
     shift = 0
-    attributes: Row = {
-        "StudyInstanceUID": folder.name,
-        "SeriesInstanceUID": series,
-        "SOPInstanceUID": image,
-        "SOPClassUID": None,
-        "WindowCenter": [2048, 1500] if job.patient % 4 == 2 else 2048,
-        "WindowWidth": [4096, 3000] if job.patient % 4 == 2 else 4096,
-        "RescaleSlope": 1,
-        "RescaleIntercept": 0,
-    }
+    attributes = _attributes(job, folder.name, series, image)
     if inverted:
         # The strip lies away from the chest wall; its value is that of the brightest tissue.
         at_left = view.laterality == "R"
@@ -169,6 +160,20 @@ def _write_image(job: Job, folder: Path, number: int, view: PhantomView) -> Row:
         "Window Width": attributes["WindowWidth"],
         "Rescale Intercept": 0,
         "Rescale Slope": 1,
+    }
+
+
+def _attributes(job: Job, study: str, series: str, image: str) -> Row:
+    """What a file's header says beside its pixels; some windows have two values."""
+    return {
+        "StudyInstanceUID": study,
+        "SeriesInstanceUID": series,
+        "SOPInstanceUID": image,
+        "SOPClassUID": None,
+        "WindowCenter": [2048, 1500] if job.patient % 4 == 2 else 2048,
+        "WindowWidth": [4096, 3000] if job.patient % 4 == 2 else 4096,
+        "RescaleSlope": 1,
+        "RescaleIntercept": 0,
     }
 
 
