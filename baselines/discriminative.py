@@ -21,7 +21,7 @@ from sgc_experiments.batches import ImageSet
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
 from sgc_experiments.checkpoint import write_atomically
 from sgc_experiments.errors import UserError
-from sgc_experiments.protocol import Prediction
+from sgc_experiments.protocol import Prediction, predict_together
 from sgc_experiments.training import TrainingResult
 from sgc_experiments.training_settings import TrainingSettings
 
@@ -96,7 +96,7 @@ class DiscriminativeClassifier(ABC):
             on_step=on_step,
             should_stop=should_stop,
         )
-        log_odds = self.predict_log_odds(validation_set.images).log_odds
+        log_odds = predict_together(self, validation_set.images).log_odds
         self.calibration = fit_calibration(log_odds, validation_set.labels)
         return result
 

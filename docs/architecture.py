@@ -16,8 +16,8 @@ PARTS = {
     "one protocol": "protocol model_files",
     "likelihood": "likelihood probability_flow objective evaluation_plan sampling noise_levels "
     "analytic prevalence",
-    "training": "training training_settings batches augmentation moving_average checkpoint "
-    "calibration",
+    "training": "training training_state training_settings ranks batches augmentation "
+    "moving_average checkpoint calibration",
     "network": "score_network",
     "SDEs": "sde",
     "figures": "figures",

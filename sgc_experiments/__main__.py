@@ -9,11 +9,14 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from sgc_experiments.errors import Outage, UserError
+from sgc_experiments.errors import Outage, UserError, trace_without_messages
 from sgc_experiments.interruption import EXIT_STATUS, stoppable
+
+if TYPE_CHECKING:
+    from sgc_experiments.command_line import Config
 
 ENTRY_POINTS = {
     "train": "fit one classifier, evaluate it on test and register it",
@@ -45,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stoppable():
             _run(name, rest)
     except UserError as error:
+        if _is_helper():  # the first process tells of it
+            return 2
         print(error, file=sys.stderr)
         if not isinstance(error, Outage):
             _record_failure(str(error))
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SGC_DEBUG"):
             raise
-        print(_trace_without_messages(error), file=sys.stderr)
+        print(trace_without_messages(error), file=sys.stderr)
         return 1
     return 0
 
@@ -63,29 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: Sequence[str]) -> None:
     if name not in ENTRY_POINTS:
         raise UserError(f"There is no entry point {name!r}; choose {', '.join(ENTRY_POINTS)}.")
-    _check_parameters(name, arguments)
+    config = _check_parameters(name, arguments)
+    parameters = config.model_dump()
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "processes" not in parameters:
+        raise UserError(f"{name} runs in one process: start it without a launcher.")
+    if _is_helper():
+        importlib.import_module("sgc_experiments.experiments.team").serve(parameters["device"])
+        return
     importlib.import_module(f"sgc_experiments.experiments.{name}").main(arguments)
 
 
-def _trace_without_messages(error: BaseException) -> str:
-    """What failed and where. The message of a foreign exception can quote a header or a table."""
-    chain: list[BaseException] = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
-        chain.append(before)
-    return "\n".join(
-        [
-            "Internal error, from the first cause to what came of it:",
-            *(
-                f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__name__}"
-                for link in reversed(chain)
-            ),
-            "Messages are left out, since they can quote patients' data; SGC_DEBUG=1 shows them.",
-        ]
-    )
+def _is_helper() -> bool:
+    """Whether `accelerate launch` or `torchrun` has started this process beside a first one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
-def _check_parameters(name: str, arguments: Sequence[str]) -> None:
-    """Answer ``--help`` and tell mistakes before the entry point's libraries are imported.
+def _check_parameters(name: str, arguments: Sequence[str]) -> Config:
+    """The configuration; ``--help`` and mistakes are answered before heavy libraries are imported.
 
     Raises:
         UserError: a parameter is wrong.
@@ -94,7 +93,7 @@ def _check_parameters(name: str, arguments: Sequence[str]) -> None:
     from sgc_experiments.command_line import parse
     from sgc_experiments.experiments import COMMANDS
 
-    parse(COMMANDS[name], arguments)
+    return parse(COMMANDS[name], arguments)
 
 
 def _overview() -> str:

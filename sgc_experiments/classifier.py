@@ -20,7 +20,7 @@ from sgc_experiments.calibration import Calibration, class_prior, fit_calibratio
 from sgc_experiments.classifier_settings import NETWORK, ClassifierSettings
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band
-from sgc_experiments.evidence import evidence_maps, image_errors
+from sgc_experiments.evidence import evidence_maps, shared_image_errors
 from sgc_experiments.model_files import DAMAGE, read_model, write_model
 from sgc_experiments.objective import DenoisingScoreMatching
 from sgc_experiments.prediction import (
@@ -30,7 +30,7 @@ from sgc_experiments.prediction import (
     predict_by_flow,
     predict_sequentially,
 )
-from sgc_experiments.protocol import Classifier, Prediction
+from sgc_experiments.protocol import Classifier, Prediction, predict_together
 from sgc_experiments.sampling import sample
 from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
@@ -153,7 +153,7 @@ class ScoreBasedClassifier:
         )
         self.prior = class_prior(train_set.labels, len(self.classes))
         self.plan = self._choose_plan(validation_set, settings.augmentation.symmetries())
-        log_odds = self.predict_log_odds(validation_set.images).log_odds
+        log_odds = predict_together(self, validation_set.images).log_odds
         self.calibration = fit_calibration(log_odds, validation_set.labels)
         self.typical = find_typical(
             self.network, self.plan, train_set.images, validation_set.images, prior=self.prior
@@ -192,7 +192,7 @@ class ScoreBasedClassifier:
         if len(np.unique(labels)) < 2:
             return plan
         draws = plan.make_draws(self.image_size, draws=_PLANNING_DRAWS)
-        errors = image_errors(self.network, images, draws)
+        errors = shared_image_errors(self.network, images, draws)
         low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)
         return EvaluationPlan(low, high, plan.draws, symmetries)
 

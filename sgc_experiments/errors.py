@@ -1,4 +1,6 @@
-"""The exceptions that a user is meant to read."""
+"""The exceptions that a user is meant to read, and how the others are told."""
+
+import traceback
 
 
 class UserError(Exception):
@@ -11,3 +13,20 @@ class UserError(Exception):
 
 class Outage(UserError):  # noqa: N818 - an event, named as such
     """A disk or a server fails. When that is mended, the same command goes on in the same run."""
+
+
+def trace_without_messages(error: BaseException) -> str:
+    """What failed and where. The message of a foreign exception can quote a header or a table."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    return "\n".join(
+        [
+            "Internal error, from the first cause to what came of it:",
+            *(
+                f"{''.join(traceback.format_tb(link.__traceback__))}{type(link).__name__}"
+                for link in reversed(chain)
+            ),
+            "Messages are left out, since they can quote patients' data; SGC_DEBUG=1 shows them.",
+        ]
+    )

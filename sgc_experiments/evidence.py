@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgc_experiments import ranks
 from sgc_experiments.batches import to_model_range
 from sgc_experiments.likelihood import (
     Draws,
@@ -65,6 +66,11 @@ def image_errors(network: ScoreNetwork, images: np.ndarray, draws: Draws) -> Ten
     return torch.cat(
         [empty, *(squared_errors(network, x, draws) for x in _chunks(network, images))]
     )
+
+
+def shared_image_errors(network: ScoreNetwork, images: np.ndarray, draws: Draws) -> Tensor:
+    """`image_errors`, where there are several ranks by each for its share; see `ranks`."""
+    return torch.cat(ranks.shared_out(lambda share: image_errors(network, share, draws), images))
 
 
 def flow_log_odds(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sgc_experiments.calibration import Calibration
 from sgc_experiments.evaluation_plan import EvaluationPlan
-from sgc_experiments.evidence import flow_log_odds, image_errors
+from sgc_experiments.evidence import flow_log_odds, image_errors, shared_image_errors
 from sgc_experiments.likelihood import Draws, log_odds_from_errors
 from sgc_experiments.probability_flow import OdeSettings
 from sgc_experiments.protocol import Prediction
@@ -170,7 +170,7 @@ def find_typical(
     bands = max(1, min(BANDS, len(draws) // 2))
     values = [
         features(
-            images, image_errors(network, images, draws), draws, prior,
+            images, shared_image_errors(network, images, draws), draws, prior,
             low=low, high=high, bands=bands,
         )
         for images in (train[some], validation)

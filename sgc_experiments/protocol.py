@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from sgc_experiments import ranks
 from sgc_experiments.batches import ImageSet
 from sgc_experiments.calibration import Calibration
 from sgc_experiments.training import TrainingResult
@@ -68,3 +69,21 @@ class Classifier(Protocol):
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
         ...
+
+
+def predict_together(classifier: Classifier, images: np.ndarray) -> Prediction:
+    """`Classifier.predict_log_odds`, where there are several ranks by each for its share.
+
+    To be called on every rank, and gives every rank the whole; images (N, S, S).
+    """
+    shares = ranks.shared_out(classifier.predict_log_odds, images)
+    if len(shares) == 1 or not len(images):
+        return shares[0]
+    sizes = [len(share.log_odds) for share in shares]
+    known = [s.out_of_distribution for s in shares if s.out_of_distribution is not None]
+    return Prediction(
+        log_odds=np.concatenate([share.log_odds for share in shares]),
+        standard_error=np.concatenate([share.standard_error for share in shares]),
+        evaluations=float(np.average([share.evaluations for share in shares], weights=sizes)),
+        out_of_distribution=np.concatenate(known) if len(known) == len(shares) else None,
+    )

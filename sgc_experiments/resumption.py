@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, TextIO
 
 from sgc_experiments.errors import Outage
 
-# Where things lie changes no result.
-_BESIDE_THE_RESULT = frozenset({"cache_dir", "config"})
+# Where things lie changes no result, nor does the number of processes.
+_BESIDE_THE_RESULT = frozenset({"cache_dir", "config", "processes"})
 _LOCK = "lock"
 
 

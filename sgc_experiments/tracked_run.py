@@ -61,9 +61,10 @@ SERVING_REQUIREMENTS = (
     "torchvision",
     "tqdm",
 )
-# Where things lie on this machine says nothing about the result, and paths can hold identifiers.
+# Where things lie on this machine says nothing about the result, and paths can hold identifiers. A
+# run may go on with another number of processes, which is a tag.
 _NOT_LOGGED = frozenset(
-    {"boxes", "cache_dir", "config", "data_dir", "images", "out", "storage", "table"}
+    {"boxes", "cache_dir", "config", "data_dir", "images", "out", "processes", "storage", "table"}
 )
 RESUME_KEY = "resume_key"
 REASON = "failure_reason"

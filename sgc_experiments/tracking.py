@@ -67,8 +67,9 @@ class Store(NamedTuple):
 
     @classmethod
     def of(cls, run: TrackedRun) -> Store:
-        """The store of a run that is open."""
-        return cls(mlflow.get_tracking_uri(), mlflow.get_registry_uri(), run.experiment_id)
+        """The store of a run that is open; its files are found from any working folder."""
+        tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+        return cls(_absolute(tracking), _absolute(registry), run.experiment_id)
 
     def enter(self) -> None:
         """Make it this process's; the run that ``mlflow run`` opened is another process's."""
@@ -76,6 +77,11 @@ class Store(NamedTuple):
         mlflow.set_tracking_uri(self.tracking_uri)
         mlflow.set_registry_uri(self.registry_uri)
         mlflow.set_experiment(experiment_id=self.experiment_id)
+
+
+def _absolute(uri: str) -> str:
+    scheme, separator, path = uri.partition(":///")
+    return f"{scheme}:///{Path(path).absolute()}" if separator and scheme == "sqlite" else uri
 
 
 @contextmanager

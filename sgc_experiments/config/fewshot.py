@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
-from sgc_experiments.config.fit import FitConfig, TrainConfig
+from sgc_experiments.config.fit import Executor, FitConfig, TrainConfig
 from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, Names, split_commas
 
 Size = Annotated[int, Field(ge=4)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
@@ -99,12 +99,17 @@ class FewshotConfig(FitConfig):
     retry_failed: bool = Field(
         False, description="fit again what failed when the same command ran before"
     )
+    executor: Executor = Field(
+        "local",
+        description="where cells are fitted: in local processes, or by ray on the cluster at "
+        "RAY_ADDRESS, or one of this machine",
+    )
     workers: int = Field(
         0,
         ge=0,
         le=256,
-        description="processes that fit cells, and read images before (0: one per core, with a "
-        "GPU: one)",
+        description="cells that are fitted at once, and processes that read images before (0: one "
+        "per core, with a GPU: one; on a cluster: as many as it has room for)",
     )
 
     @model_validator(mode="before")

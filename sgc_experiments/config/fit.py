@@ -11,6 +11,19 @@ from pydantic import Field, model_validator
 from sgc_experiments.config.data import DataConfig
 from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, Auto, Channels, Names, Numbers
 
+Processes = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1024,
+        description="processes that train each model together, on a GPU each or on the cores of "
+        "this machine; the result is that of one",
+    ),
+]
+
+
+Executor = Literal["local", "ray"]
+
 
 class FitConfig(DataConfig):
     """How models are fitted and evaluated, whichever they are."""
@@ -199,6 +212,8 @@ class FitConfig(DataConfig):
             raise ValueError("log_snr_max must be larger than log_snr_min")
         if self.accumulate > self.batch_size:
             raise ValueError("accumulate must not be larger than batch_size")
+        if getattr(self, "processes", 1) > self.batch_size:
+            raise ValueError("processes must not be more than batch_size, whose images they share")
         if self.class_weights and self.balanced:
             raise ValueError("class_weights=true corrects twice for skew: add balanced=false")
         if self.folds == 1:
@@ -218,6 +233,7 @@ class TrainConfig(FitConfig):
         description="sgc (the score-based generative classifier), any timm model such as resnet18, "
         "logistic_regression or majority",
     )
+    processes: Processes = 1
 
 
 class BaselineConfig(FitConfig):
@@ -230,6 +246,7 @@ class BaselineConfig(FitConfig):
         min_length=1,
         description="the models, separated by commas, as for train; the first is the reference",
     )
+    processes: Processes = 1
 
     @model_validator(mode="after")
     def _models_differ(self) -> BaselineConfig:
@@ -275,7 +292,7 @@ def resolve_defaults(config: DataConfigT, *, gpu: bool) -> DataConfigT:
 _NO_DEPARTURE = frozenset(
     {
         *("dataset", "model", "input", "image_size", "seed", "folds"),
-        *("data_dir", "table", "classes", "cache_dir", "config", "workers", "device"),
+        *("data_dir", "table", "classes", "cache_dir", "config", "workers", "device", "processes"),
         *("validate_every", "bootstrap", "register_model"),
     }
 )

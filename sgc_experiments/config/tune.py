@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from sgc_experiments.config.fit import FitConfig, TrainConfig, resolve_defaults
+from sgc_experiments.config.fit import Executor, FitConfig, TrainConfig, resolve_defaults
 from sgc_experiments.config.search_space import (
     Choice,
     Dimension,
@@ -35,6 +35,8 @@ _BESIDE_STUDY = frozenset(
         "budget",
         "refit_seeds",
         "lost_after",
+        "executor",
+        "study_workers",
     }
 )
 
@@ -79,6 +81,14 @@ class TuneConfig(FitConfig):
         pattern=r"^(auto|sqlite:///.+|postgresql(\+\w+)?://.+)$",
         description="the database of the study, sqlite:///FILE or postgresql://USER@HOST/NAME "
         "(auto: optuna.db beside MLflow's own SQLite file, else in the working folder)",
+    )
+    executor: Executor = Field(
+        "local",
+        description="where workers on the study run: in local processes, or by ray on the cluster "
+        "at RAY_ADDRESS, or one of this machine",
+    )
+    study_workers: int = Field(
+        1, ge=1, le=256, description="workers that share the study's trials and refits"
     )
     refit_seeds: int = Field(
         2, ge=1, le=100, description="with how many seeds the best configuration is refitted"

@@ -7,17 +7,20 @@ broken off goes on in its run, from its last checkpoint.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import time
 from dataclasses import dataclass
 
-from sgc_experiments.config import DataConfig, TrainConfig
-from sgc_experiments.data import ImageDataset
+from sgc_experiments.config import TrainConfig
 from sgc_experiments.errors import UserError
-from sgc_experiments.experiments.datasets import Data, load_images, log_data, split_images
+from sgc_experiments.experiments.datasets import (
+    Data,
+    load_images_once,
+    log_data,
+    split_images,
+)
 from sgc_experiments.experiments.fitting import fit, log_model, measure, predict
 from sgc_experiments.experiments.models import build_classifier
 from sgc_experiments.file_lock import locked
@@ -26,16 +29,6 @@ from sgc_experiments.tracking import Store, TrackedRun, end_run, start_run
 
 UNFINISHED = ("RUNNING", "SCHEDULED", "KILLED")
 _BESIDE_THE_NUMBERS = {"data_dir", "table", "cache_dir", "config", "workers", "register_model"}
-
-_OF_THE_SPLIT = {
-    "n_patients",
-    "training_prevalence",
-    "validation_fraction",
-    "test_fraction",
-    "split_seed",
-    "subset_seed",
-    "seed",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +171,7 @@ def fail_dead_cell(job: CellJob, cause: str) -> CellResult:
 
 def _fit(run: TrackedRun, cell: Cell) -> None:
     """The steps of ``train``, less the figures, which the logged predictions can be drawn from."""
-    dataset = _images(cell.config)
+    dataset = load_images_once(cell.config)
     data = Data(dataset, split_images(cell.config, dataset))
     log_data(run, data)
     classifier = build_classifier(cell.config, dataset.classes)
@@ -186,14 +179,3 @@ def _fit(run: TrackedRun, cell: Cell) -> None:
     predictions = predict(run, data, classifier)
     measure(run, cell.config, predictions, prior=data.prevalence("train"))
     run.set_tags({"model_uri": log_model(run, cell.config, data, classifier)})
-
-
-def _images(config: TrainConfig) -> ImageDataset:
-    names = set(DataConfig.model_fields) - _OF_THE_SPLIT
-    return _load_once(DataConfig(**config.model_dump(include=names)))
-
-
-@functools.lru_cache(maxsize=1)
-def _load_once(config: DataConfig) -> ImageDataset:
-    """The images, read once for all cells of a process."""
-    return load_images(config)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,8 @@ from sgc_experiments.experiments.ablation_cell import (
     run_cell,
 )
 from sgc_experiments.experiments.datasets import split_images
-from sgc_experiments.experiments.worker_processes import WorkerDied, run_in_processes
+from sgc_experiments.experiments.executors import execute
+from sgc_experiments.experiments.worker_processes import WorkerDied
 from sgc_experiments.past_runs import PastRun, earlier_runs, read_run
 from sgc_experiments.tracking import Store, TrackedRun, commit
 
@@ -82,15 +84,24 @@ def _number(size: float | Literal["all"], everyone: int) -> int | Literal["all"]
 
 
 def finish_cells(
-    run: TrackedRun, cells: Sequence[Cell], *, workers: int, threads: int, retry_failed: bool
+    run: TrackedRun,
+    cells: Sequence[Cell],
+    *,
+    executor: str,
+    workers: int,
+    threads: int,
+    gpu: bool,
+    retry_failed: bool,
 ) -> tuple[list[Finished], list[Failed]]:
     """Take over what is finished, fit what is not, and say what cannot be.
 
     Args:
         run: the study's.
         cells: of its grid.
-        workers: cells at work at once.
+        executor: where they are fitted, see `executors.execute`.
+        workers: cells at work at once; 0: as many as a cluster has room for.
         threads: that each may use.
+        gpu: whether each needs a GPU.
         retry_failed: whether to fit again what failed before.
     """
     store, version = Store.of(run), commit()
@@ -106,9 +117,11 @@ def finish_cells(
     ]
     logger.info(
         "%d cells: %d finished before, %d failed before, %d to fit, %d at once",
-        len(cells), len(cells) - len(failures) - len(jobs), len(failures), len(jobs), workers,
+        len(cells), len(cells) - len(failures) - len(jobs), len(failures), len(jobs),
+        workers or len(jobs),
     )  # fmt: skip
-    for job, result in _results(jobs, workers=workers, threads=threads):
+    results = execute(executor, run_cell, jobs, workers=workers, threads=threads, gpu=gpu)
+    for job, result in _named(jobs, results, workers):
         if result.failure:
             failures[job.cell.key] = result.run_id, result.failure
         else:
@@ -141,13 +154,13 @@ def _cell_runs(store: Store, version: str, status: str) -> list[PastRun]:
     return [run for run in runs if run.status == status]
 
 
-def _results(
-    jobs: Sequence[CellJob], *, workers: int, threads: int
+def _named(
+    jobs: Sequence[CellJob], results: Generator[tuple[int, CellResult | WorkerDied]], workers: int
 ) -> Iterator[tuple[CellJob, CellResult]]:
     """Cells as they are finished, with a line each on how long the others will take."""
     seconds: dict[str, list[float]] = {}
     to_do = [job.cell.model for job in jobs]
-    results = run_in_processes(run_cell, jobs, workers=workers, threads=threads)
+    started = time.monotonic()
     with contextlib.closing(results):
         for position, result in results:
             job = jobs[position]
@@ -160,9 +173,11 @@ def _results(
                 seconds.setdefault(job.cell.model, []).append(result.seconds)
                 logger.info("%s finished in %.0f s", job.cell.name, result.seconds)
             if to_do and seconds:
+                spent = sum(sum(of_model) for of_model in seconds.values())
+                at_once = workers or max(1, round(spent / (time.monotonic() - started)))
                 logger.info(
                     "%d of %d cells done, about %s to go",
-                    len(jobs) - len(to_do), len(jobs), _remaining(to_do, seconds, workers),
+                    len(jobs) - len(to_do), len(jobs), _remaining(to_do, seconds, at_once),
                 )  # fmt: skip
             yield job, result
 

@@ -16,6 +16,7 @@ from sgc_experiments.data import ImageDataset
 from sgc_experiments.experiments import side_by_side
 from sgc_experiments.experiments.datasets import load_images
 from sgc_experiments.experiments.models import check_model
+from sgc_experiments.experiments.team import team
 from sgc_experiments.experiments.train import announce, run_model, run_name, run_tags
 from sgc_experiments.past_runs import PastRun, finished_runs
 from sgc_experiments.tracking import commit, start_run
@@ -26,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and fit the baselines."""
-    baseline(parse(BaselineConfig, arguments))
+    config = parse(BaselineConfig, arguments)
+    with team(config.processes, config.device):
+        baseline(config)
 
 
 def baseline(config: BaselineConfig) -> None:
@@ -79,7 +82,7 @@ def _fit(config: TrainConfig, dataset: ImageDataset) -> PastRun:
 def _key(config: TrainConfig, dataset: ImageDataset) -> str:
     """A digest of everything that decides on the run of a model."""
     relevant = config.model_dump(
-        mode="json", exclude={"data_dir", "table", "cache_dir", "config", "workers"}
+        mode="json", exclude={"data_dir", "table", "cache_dir", "config", "workers", "processes"}
     )
     text = json.dumps([relevant, dataset.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,15 @@ from sgc_experiments.tracking import TrackedRun
 from sgc_experiments.training import ImageSet
 
 SUBSETS = ("train", "validation", "test")
+_OF_THE_SPLIT = {
+    "n_patients",
+    "training_prevalence",
+    "validation_fraction",
+    "test_fraction",
+    "split_seed",
+    "subset_seed",
+    "seed",
+}
 
 
 class Data(NamedTuple):
@@ -84,6 +94,17 @@ def load_images(config: DataConfig) -> ImageDataset:
             "difficulty": config.difficulty,
         },
     )
+
+
+def load_images_once(config: DataConfig) -> ImageDataset:
+    """`load_images`, for a process that fits one model after another on the same images."""
+    names = set(DataConfig.model_fields) - _OF_THE_SPLIT
+    return _load_once(DataConfig(**config.model_dump(include=names)))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(config: DataConfig) -> ImageDataset:
+    return load_images(config)
 
 
 def split_images(config: DataConfig, dataset: ImageDataset) -> Split:

@@ -21,12 +21,14 @@ from sgc_experiments.experiments import ablation_report
 from sgc_experiments.experiments.ablation_cell import UNFINISHED
 from sgc_experiments.experiments.ablation_grid import finish_cells, plan_cells
 from sgc_experiments.experiments.datasets import load_images, split_images
+from sgc_experiments.experiments.executors import check_shared, is_cluster
 from sgc_experiments.experiments.models import check_model
 from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
 from sgc_experiments.model_registry import pinned
 from sgc_experiments.past_runs import earlier_runs
 from sgc_experiments.tracking import (
+    Store,
     TrackedRun,
     commit,
     end_run,
@@ -36,7 +38,7 @@ from sgc_experiments.tracking import (
 from sgc_experiments.training_settings import choose_device
 
 # What may differ when a study is taken up again: it decides on no number.
-_HOW = {"cache_dir", "config", "workers", "retry_failed"}
+_HOW = {"cache_dir", "config", "workers", "retry_failed", "executor"}
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def fewshot_ablation(config: FewshotConfig) -> None:
                     _replace(other, run)
             run.log_config(config.model_dump(exclude=_HOW))
             run.log_environment()
+            check_shared(config.executor, Store.of(run).tracking_uri, "MLFLOW_TRACKING_URI")
             _study(run, config, gpu=gpu)
 
 
@@ -84,11 +87,16 @@ def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
     cells = plan_cells(config, dataset, gpu=gpu)
     cores = available_cores()
     workers = min(config.workers or (1 if gpu else cores), len(cells))
+    threads = max(1, cores // workers)
+    if is_cluster(config.executor):
+        workers, threads = config.workers, 1 if not gpu else 4
     finished, failed = finish_cells(
         run,
         cells,
+        executor=config.executor,
         workers=workers,
-        threads=max(1, cores // workers),
+        threads=threads,
+        gpu=gpu,
         retry_failed=config.retry_failed,
     )
     run.set_tags({"n_cells": len(cells), "n_failed_cells": len(failed)})

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sgc_experiments import figures
+from sgc_experiments import figures, ranks
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig
 from sgc_experiments.data import CLASSES
@@ -33,10 +33,12 @@ from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.result_figures import decide, log_curves
 from sgc_experiments.experiments.scoring import answer, before_calibration, prediction_table
+from sgc_experiments.experiments.shared_work import SharedFit, SharedPrediction, training_images
 from sgc_experiments.experiments.starting_weights import start_from_registered
-from sgc_experiments.experiments.unlabelled import find_unlabelled, join, log_unlabelled
+from sgc_experiments.experiments.team import give
+from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabelled
 from sgc_experiments.model_registry import pinned
-from sgc_experiments.protocol import Classifier
+from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.tracking import TrackedRun
 
 SAMPLES_PER_CLASS = 6
@@ -64,6 +66,7 @@ _BESIDE_TRAINING = frozenset(
         "config",
         "checkpoint_every",
         "workers",
+        "processes",
         "bootstrap",
         "register_model",
         "folds",
@@ -124,17 +127,18 @@ def fit(
     """
     home = run.folder or config.cache_dir / "checkpoints"
     checkpoint_dir = home / (fingerprint(config, data) + attempt)
-    train_set = data.image_set("train")
     if isinstance(classifier, ScoreBasedClassifier):
         if unlabelled := find_unlabelled(config, data):
             log_unlabelled(run, unlabelled)
-            train_set = join(train_set, unlabelled)
         if config.init_from:
             start_from_registered(run, config.init_from, classifier)
+    settings = replace(training_settings(config), progress=progress)
+    run.set_tags({"processes": ranks.count()})
+    give(SharedFit(config, data.split, classifier, settings))
     result = classifier.fit(
-        train_set,
+        training_images(config, data, classifier),
         data.image_set("validation"),
-        settings=replace(training_settings(config), progress=progress),
+        settings=settings,
         checkpoint_dir=checkpoint_dir,
         on_step=on_step or run.log_metrics,
     )
@@ -178,7 +182,9 @@ def predict(run: TrackedRun, data: Data, classifier: Classifier) -> Predictions:
         images = data.image_set(subset).images
         rows = data.dataset.table.iloc[data.rows(subset)]
         started = time.perf_counter()
-        tables[subset] = prediction_table(classifier, images, rows)
+        give(SharedPrediction(subset))
+        prediction = predict_together(classifier, images)
+        tables[subset] = prediction_table(classifier, images, rows, prediction)
         seconds = (time.perf_counter() - started) / len(images)
     run.log_metrics(
         {

@@ -24,6 +24,7 @@ def answer(
     prior: Sequence[float] | None = None,
     evaluations: int | None = None,
     seed: int = 0,
+    prediction: Prediction | None = None,
 ) -> pd.DataFrame:
     """Classify prepared images.
 
@@ -33,6 +34,7 @@ def answer(
         prior: share of each class where the images come from; None: as in training.
         evaluations: of the network per image, by a generative classifier; None: as in training.
         seed: of a generative classifier's noise.
+        prediction: of these images, if it has been made.
 
     Returns:
         One row per image: ``probability_<class>`` for each class; for two classes, the calibrated
@@ -44,7 +46,8 @@ def answer(
     Raises:
         UserError: ``evaluations`` for a model that draws nothing.
     """
-    prediction = _predict(classifier, images, evaluations, seed)
+    if prediction is None:
+        prediction = _predict(classifier, images, evaluations, seed)
     posterior = classifier.posterior(prediction.log_odds, prior)
     columns: dict[str, Any] = {
         f"probability_{name}": posterior[:, index] for index, name in enumerate(classifier.classes)
@@ -133,7 +136,10 @@ def posterior_of(table: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
 
 
 def prediction_table(
-    classifier: Classifier, images: np.ndarray, rows: pd.DataFrame
+    classifier: Classifier,
+    images: np.ndarray,
+    rows: pd.DataFrame,
+    prediction: Prediction | None = None,
 ) -> pd.DataFrame:
     """Predictions beside what is known of the images: the table of ``predictions.py``.
 
@@ -141,9 +147,10 @@ def prediction_table(
         classifier: a fitted classifier.
         images: (N, S, S) uint16.
         rows: the images' rows of the image table.
+        prediction: of these images, if it has been made.
     """
     known = rows[TABLE_COLUMNS].reset_index(drop=True)
-    table = pd.concat([known, answer(classifier, images)], axis=1)
+    table = pd.concat([known, answer(classifier, images, prediction=prediction)], axis=1)
     if len(classifier.classes) == 2:
         benign, malignant = (f"probability_{name}" for name in classifier.classes)
         table = table.drop(columns=benign).rename(columns={malignant: "probability"})

@@ -13,6 +13,7 @@ from sgc_experiments.experiments.cross_validation import cross_validate
 from sgc_experiments.experiments.datasets import Data, load_images, split_images
 from sgc_experiments.experiments.fitting import fit_and_publish
 from sgc_experiments.experiments.models import check_model
+from sgc_experiments.experiments.team import team
 from sgc_experiments.model_registry import pinned
 from sgc_experiments.tracking import TrackedRun, start_run
 from sgc_experiments.training_settings import choose_device
@@ -24,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and train."""
-    train(parse(TrainConfig, arguments))
+    config = parse(TrainConfig, arguments)
+    with team(config.processes, config.device):
+        train(config)
 
 
 def train(config: TrainConfig) -> None:

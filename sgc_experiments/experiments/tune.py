@@ -1,30 +1,37 @@
 """Entry point ``tune``: search the SDE, the noise schedule and the training of the classifier.
 
-Any number of processes work on one study, each started by the same command; one that was killed is
-started again in the same way. The study has one MLflow run with all trials below it. The command
-that begins the study uses its own run for that, and so does the same command again; the run of any
-other is listed below as ``worker``, and goes on in the study's.
+Any number of processes work on one study, each started by the same command, or several by one
+(``study_workers``, here or on a Ray cluster); one that was killed is started again in the same way.
+The study has one MLflow run with all trials below it. The command that begins the study uses its
+own run for that, and so does the same command again; the run of any other is listed below as
+``worker``, and goes on in the study's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from optuna.trial import FrozenTrial
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import AUTO, TuneConfig, resolve_tuning
+from sgc_experiments.data.decode_pool import available_cores
+from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.datasets import Data, load_data, log_data
+from sgc_experiments.experiments.executors import check_shared, execute, is_cluster
 from sgc_experiments.experiments.tune_refit import gain, refit_all, refits
 from sgc_experiments.experiments.tune_report import log_gain, log_study
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
-from sgc_experiments.tracking import TrackedRun, beside_store, commit, is_there, start_run
+from sgc_experiments.experiments.worker_processes import WorkerDied
+from sgc_experiments.tracking import Store, TrackedRun, beside_store, commit, is_there, start_run
 from sgc_experiments.training_settings import choose_device
 
 logger = logging.getLogger(__name__)
@@ -54,9 +61,12 @@ def tune(config: TuneConfig) -> None:
         end_lost = partial(end_lost_trial, study=name)
         study = TuningStudy(config, _storage(config), name, end_lost, worker=own.run_id)
         run_id = _run_of_study(study, own)
+        check_shared(config.executor, Store.of(own).tracking_uri, "MLFLOW_TRACKING_URI")
+        check_shared(config.executor, _storage(config), "storage")
         if run_id == own.run_id:
             own.set_tags({"study": name})
             log_data(own, data)
+            share_study(config, Store.of(own), _storage(config), gpu=gpu)
             _work(own, config, study, data)
             return
         logger.info("going on with study %s, run %s", name, run_id)
@@ -64,6 +74,50 @@ def tune(config: TuneConfig) -> None:
         own.show_below(run_id)
         with start_run(run_name, tags, nested=True, run_id=run_id) as run:
             _work(run, config, study, data)
+
+
+def share_study(config: TuneConfig, store: Store, storage: str, *, gpu: bool) -> None:
+    """Let other workers do the work; what those leave undone that die is left to the caller."""
+    if config.executor == "local" and config.study_workers == 1:
+        return
+    alone = {"executor": "local", "study_workers": 1, "storage": storage}
+    cores = available_cores()
+    threads = 1 if is_cluster(config.executor) else max(1, cores // config.study_workers)
+    job = WorkerJob(config.model_copy(update=alone), store)
+    results = execute(
+        config.executor,
+        run_worker,
+        [job] * config.study_workers,
+        workers=config.study_workers,
+        threads=threads,
+        gpu=gpu,
+    )
+    with contextlib.closing(results):
+        for position, result in results:
+            reason = result.cause if isinstance(result, WorkerDied) else result
+            if reason:
+                logger.warning("worker %d ended early: %s", position, reason)
+
+
+class WorkerJob(NamedTuple):
+    """What a worker is told: the same command, for itself alone, and where its run belongs."""
+
+    config: TuneConfig
+    store: Store
+
+
+def run_worker(job: WorkerJob) -> str:
+    """Work on a study until it is concluded; why that was not possible, or ""."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        job.store.enter()
+        tune(job.config)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # whose text may quote data, and stays in this process's log
+        logger.exception("a worker failed")
+        return f"internal {type(error).__name__}"
+    return ""
 
 
 def study_name(config: TuneConfig, data: Data) -> str:

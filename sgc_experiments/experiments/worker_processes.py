@@ -128,7 +128,7 @@ def _serve(connection: Connection, threads: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    threading.Thread(target=end_with_the_caller, daemon=True).start()
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         work = connection.recv()
@@ -140,7 +140,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_the_caller() -> None:
+def end_with_the_caller() -> None:
+    """Wait for the death of the process that started this one, and follow it."""
     caller = multiprocessing.parent_process()
     if caller is not None:
         caller.join()

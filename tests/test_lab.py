@@ -1,0 +1,160 @@
+"""A lab's services, as the documentation starts them: PostgreSQL, and MLflow on top of it."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+
+from tests.conftest import ROOT, SMALL, Workspace
+
+TINY = SMALL | {
+    "channels": "8,16", "budget": "steps:20", "validate_every": "10", "checkpoint_every": "10",
+    "workers": "1",
+}  # fmt: skip
+TUNE = TINY | {
+    "search": "channels=8-16|4-8,evaluations=8|16", "trial_budget": "steps:20", "trials": "5",
+    "refit_seeds": "1",
+}  # fmt: skip
+GRID = TINY | {"models": "sgc,logistic_regression", "sizes": "0.5,all", "workers": "2"}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The services, and how a member of the lab is told of them."""
+
+    workspace: Workspace
+    uri: str
+    studies: str
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.uri)
+
+    def start(self, name: str, **parameters: str) -> subprocess.Popen:
+        """An entry point as a task of a batch cluster runs it."""
+        pairs = [part for key, value in parameters.items() for part in (f"--{key}", value)]
+        told = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": "1"}
+        return subprocess.Popen(
+            ["bash", str(ROOT / "lab" / "array.slurm"), name, *pairs],
+            cwd=self.workspace.folder,
+            env=self.workspace.environment() | told | {"MLFLOW_TRACKING_URI": self.uri},
+            stdout=subprocess.DEVNULL,
+            stderr=(self.workspace.folder / f"{name}.txt").open("a"),
+        )
+
+    def runs(self, **tags: str) -> list:
+        wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        return self.client.search_runs(["0"], filter_string=wanted, max_results=1000)
+
+
+@pytest.fixture(scope="module")
+def lab(postgres_server, tmp_path_factory, make_workspace):
+    workspace = make_workspace(tmp_path_factory.mktemp("lab"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {
+        "LAB_DATABASE": postgres_server.dsn(postgres_server.new_database()),
+        "LAB_ARTIFACTS": str(workspace.folder / "served"),
+        "LAB_PORT": str(port),
+        "LAB_WORKERS": "1",
+        "LAB_NAMES": f"127.0.0.1:{port}",
+    }
+    log = workspace.folder / "server.txt"
+    server = subprocess.Popen(
+        [str(ROOT / "lab" / "serve.sh")],
+        cwd=workspace.folder,
+        env=workspace.environment() | told,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        _wait(uri, server, log)
+        yield Lab(workspace, uri, postgres_server.dsn(postgres_server.new_database()))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _wait(uri: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(f"{uri}/health", timeout=5).ok:
+                return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text()[-2000:])
+
+
+def finish(lab: Lab, *processes: subprocess.Popen) -> None:
+    for process in processes:
+        assert process.wait(timeout=1800) == 0, "\n".join(
+            path.read_text()[-2000:] for path in lab.workspace.folder.glob("*.txt")
+        )
+
+
+def test_a_member_trains_and_nobody_else_is_answered(lab):
+    finish(lab, lab.start("train", **TINY, model="majority"))
+    (run,) = lab.runs(entry_point="train")
+    assert run.info.status == "FINISHED"
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+    (version,) = lab.client.search_model_versions("name = 'majority-phantom'")
+    assert version.run_id == run.info.run_id
+    assert (lab.workspace.folder / "served").is_dir()
+    assert not list(lab.workspace.folder.glob("mlruns/*"))
+    foreign = requests.get(f"{lab.uri}/api/2.0/mlflow/experiments/get?experiment_id=0",
+                           headers={"Host": "elsewhere.example.org"}, timeout=10)  # fmt: skip
+    assert foreign.status_code == 403
+
+
+def test_the_server_says_what_it_has_not_been_told():
+    done = subprocess.run(
+        [str(ROOT / "lab" / "serve.sh")], env={"PATH": os.environ["PATH"]}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "LAB_DATABASE" in done.stderr
+
+
+@pytest.mark.slow
+def test_everybody_at_once_loses_and_doubles_nothing(lab):
+    before = len(lab.runs(entry_point="train"))
+    finish(
+        lab,
+        lab.start("train", **TINY),
+        lab.start("tune", **TUNE, storage=lab.studies, study_workers="2"),
+        lab.start("fewshot_ablation", **GRID, seeds="0"),
+        lab.start("fewshot_ablation", **GRID, seeds="1", executor="ray"),
+    )
+    assert len(lab.runs(entry_point="train")) == before + 1
+    trials = lab.runs(entry_point="trial")
+    assert Counter(run.data.tags["trial_state"] for run in trials)["lost"] == 0
+    assert sorted(int(run.data.tags["trial"]) for run in trials) == list(range(5))
+    refits = lab.runs(entry_point="refit")
+    assert len({run.data.tags["refit_key"] for run in refits}) == len(refits) in (1, 2)
+    assert len(lab.runs(entry_point="tune")) == 1
+    workers = lab.runs(entry_point="worker")
+    assert {run.info.status for run in workers} == {"FINISHED"}
+    assert len(workers) == 2
+    cells = lab.runs(entry_point="cell")
+    assert len({run.data.tags["cell_key"] for run in cells}) == len(cells) == 8
+    assert {run.info.status for run in [*trials, *refits, *cells]} == {"FINISHED"}
+    for model in ("sgc", "logistic_regression"):
+        versions = lab.client.search_model_versions(f"name = '{model}-phantom-lowdata'")
+        assert len({version.run_id for version in versions}) == len(versions) == 4
+    for run in [*trials, *refits, *cells]:
+        losses = lab.client.get_metric_history(run.info.run_id, "loss")
+        steps = [metric.step for metric in losses]
+        assert len(set(steps)) == len(steps)
