@@ -1,7 +1,7 @@
-"""Write the README's table of results from a finished `baseline` run.
+"""Write the README's tables of results from finished `baseline` and `fewshot_ablation` runs.
 
-``python docs/results.py`` takes the newest one in the store of ``MLFLOW_TRACKING_URI``,
-``python docs/results.py RUN_ID`` the one named.
+``python docs/results.py`` takes the newest ones in the store of ``MLFLOW_TRACKING_URI``,
+``python docs/results.py RUN_ID …`` those named.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow.entities import Run
 
-from sgc_experiments.config import BaselineConfig, resolve_defaults
+from sgc_experiments.config import BaselineConfig, FewshotConfig, FitConfig, resolve_defaults
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-_BETWEEN = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 _METRICS = {
     "auc": "AUC",
     "average_precision": "average precision",
@@ -27,34 +27,25 @@ _METRICS = {
 }
 
 
-def newest_comparison() -> str:
-    """The id of the newest finished baseline run."""
+def newest_run(entry_point: str) -> Run | None:
+    """The newest finished run of an entry point."""
     runs = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string="tags.entry_point = 'baseline' and attributes.status = 'FINISHED'",
+        filter_string=f"tags.entry_point = '{entry_point}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
         output_format="list",
     )
-    if not runs:
-        raise SystemExit("There is no finished baseline run in this store: fit one first.")
-    return runs[0].info.run_id
+    return runs[0] if runs else None
 
 
-def section(run_id: str) -> str:
+def comparison(run: Run) -> str:
     """The command of a comparison, and its table by image."""
-    run = mlflow.get_run(run_id)
-    results, costs = (
-        pd.read_csv(io.StringIO(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}.csv")))
-        for name in ("comparison", "costs")
-    )
+    results, costs = _table(run, "comparison"), _table(run, "costs")
     shown = results[(results["level"] == "image") & results["metric"].isin(_METRICS)]
     seconds = costs.set_index("model")["training_seconds"]
     lines = [
-        "```console",
-        " ".join(["mlflow run . -e baseline --env-manager local", *_given(run.data.params)]),
-        "```",
-        "",
+        *_command(run, BaselineConfig()),
         f"| test | {' | '.join(_METRICS.values())} | training (s) |",
         "|---" * (len(_METRICS) + 2) + "|",
     ]
@@ -73,17 +64,46 @@ def section(run_id: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _given(params: dict[str, str]) -> list[str]:
-    """The parameters of a run that differ from the default ones, as arguments."""
-    usual = resolve_defaults(BaselineConfig(), gpu=False).model_dump()
-    return [
+def low_data(run: Run) -> str:
+    """The command of a low-data ablation, and the mean AUC by model and number of patients."""
+    curves = _table(run, "curves")
+    curves = curves[curves["metric"] == "auc"]
+    sizes = sorted(curves["size"].unique())
+    lines = [
+        *_command(run, FewshotConfig()),
+        f"| AUC with … patients | {' | '.join(f'{size:g}' for size in sizes)} |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for model, rows in curves.groupby("model", sort=False):
+        by_size = rows.set_index("size")
+        lines.append(f"| {model} | {' | '.join(_interval(by_size.loc[n]) for n in sizes)} |")
+    lines += [
+        "",
+        f"Means over {curves['n_seeds'].max():.0f} seeds on the same test patients of the phantom; "
+        "95 % intervals by bootstrap over seeds and patients.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(run: Run, name: str) -> pd.DataFrame:
+    return pd.read_csv(
+        io.StringIO(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{name}.csv"))
+    )
+
+
+def _command(run: Run, config: FitConfig) -> list[str]:
+    """The command of a run: its entry point, and the parameters that differ from the defaults."""
+    usual = resolve_defaults(config, gpu=False).model_dump()
+    given = [
         f"-P {known}={value}"
-        for name, value in params.items()
+        for name, value in run.data.params.items()
         # `mlflow run` logs what it was given as well, without the prefix.
         if name.startswith("config.")
         and (known := name.removeprefix("config.")) in usual
         and _text(usual[known]) != value
     ]
+    command = f"mlflow run . -e {config.entry_point} --env-manager local"
+    return ["```console", " ".join([command, *given]), "```", ""]
 
 
 def _text(value: object) -> str:
@@ -94,15 +114,28 @@ def _interval(row: pd.Series) -> str:
     return f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
 
 
+_SECTIONS = {"baseline": comparison, "fewshot_ablation": low_data}
+
+
 def main() -> None:
-    """Rewrite the section of the README."""
+    """Rewrite the sections of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run_id", nargs="?", help="of a baseline run (default: the newest)")
+    parser.add_argument("run_id", nargs="*", help="of the runs (default: the newest)")
     arguments = parser.parse_args()
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
-    text = section(arguments.run_id or newest_comparison())
-    before = README.read_text(encoding="utf-8")
-    README.write_text(_BETWEEN.sub(lambda m: m[1] + text + m[2], before), encoding="utf-8")
+    if arguments.run_id:
+        runs = [mlflow.get_run(run_id) for run_id in arguments.run_id]
+    else:
+        runs = [run for entry_point in _SECTIONS if (run := newest_run(entry_point))]
+    if not runs:
+        raise SystemExit("There is no finished run with results in this store: make one first.")
+    text = README.read_text(encoding="utf-8")
+    for run in runs:
+        entry_point = run.data.tags["entry_point"]
+        section = _SECTIONS[entry_point](run)
+        between = re.compile(rf"(<!-- {entry_point} -->\n).*?(<!-- /{entry_point} -->)", re.DOTALL)
+        text = between.sub(lambda m, section=section: m[1] + section + m[2], text)
+    README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

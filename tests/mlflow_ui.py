@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from selenium.common.exceptions import StaleElementReferenceException, TimeoutEx
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.conftest import Workspace
+from tests.tracking_server import TrackingServer
 
 _DRIVER = "/usr/bin/chromedriver"
 _ARGUMENTS = (
@@ -87,3 +92,19 @@ class Browser:
         )
         wait = WebDriverWait(self.driver, _PATIENCE, 0.3)
         return tuple(wait.until(lambda d: (s := d.execute_script(script)) and s[0] >= 300 and s))
+
+
+@contextlib.contextmanager
+def browser_on(workspace: Workspace) -> Iterator[Browser]:
+    """A browser on a server of the workspace's store; both end with the block."""
+    require_chromium()
+    server = TrackingServer(workspace)
+    server.up()
+    try:
+        browser = Browser(f"{server.uri}/")
+        try:
+            yield browser
+        finally:
+            browser.close()
+    finally:
+        server.down()

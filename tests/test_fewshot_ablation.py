@@ -25,6 +25,7 @@ from sgc_experiments.experiments.ablation_grid import plan_cells
 from sgc_experiments.low_data_registry import alias_of, curve_from_registry, low_data_versions
 from tests.conftest import SMALL
 from tests.data.test_splits import image_table
+from tests.mlflow_ui import browser_on
 
 # inception_v3 takes no images of 32 pixels: a model whose cells fail, for a real reason.
 MODELS = ("logistic_regression", "majority", "inception_v3")
@@ -346,3 +347,24 @@ def test_unlabelled_and_transferred_models_are_variants_and_nobody_is_unlabelled
 )
 def test_aliases_name_size_and_skew(prevalence, alias):
     assert alias_of("50", prevalence) == alias
+
+
+def test_the_ui_shows_the_study_its_cells_and_the_registry(study):
+    parent = _parents(study)[-1]
+    with browser_on(study) as browser:
+        browser.open("experiments/0/runs", parent.info.run_name)
+        browser.open(
+            f"experiments/0/runs/{parent.info.run_id}",
+            *("research, not for diagnosis", "Show more"),
+        )
+        browser.click("Show more")
+        browser.wait_for("Highest mean AUC")
+        for figure in ("auc_by_size", "differences"):
+            page = f"experiments/0/runs/{parent.info.run_id}/artifacts/figures/{figure}.png"
+            browser.open(page, f"{figure}.png")
+            assert min(browser.wait_for_picture()) > 300
+        cell = _cells(study, "FINISHED")[0]
+        browser.open(f"experiments/0/runs/{cell.info.run_id}", cell.info.run_name, "test_auc")
+        browser.open(
+            "models/logistic_regression-phantom-lowdata", "research, not for diagnosis", "n28"
+        )

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from tests.conftest import SMALL
-from tests.mlflow_ui import Browser, require_chromium
-from tests.tracking_server import TrackingServer
+from tests.mlflow_ui import browser_on, require_chromium
 
 _SGC = "sgc-phantom-roi32-seed0 phantom_patients=40 budget=steps:60"
 
@@ -25,14 +24,8 @@ def workspace(store):
 
 @pytest.fixture(scope="module")
 def browser(workspace):
-    server = TrackingServer(workspace)
-    server.up()
-    try:
-        browser = Browser(f"{server.uri}/")
+    with browser_on(workspace) as browser:
         yield browser
-        browser.close()
-    finally:
-        server.down()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
 from sgc_experiments.tracking import start_run
 from tests.conftest import ROOT, SMALL
+from tests.mlflow_ui import browser_on
 
 TINY = SMALL | {
     "channels": "8,16",
@@ -210,3 +211,24 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     assert pruned.data.tags["mlflow.parentRunId"] == run.run_id
     curve = workspace.client.get_metric_history(pruned.info.run_id, "validation_auc")
     assert [point.step for point in curve] == [4]
+
+
+def test_the_ui_shows_the_study_its_trials_and_the_best_model(resumed, study_run):
+    trial = next(r for r in runs_of(resumed, "trial") if r.data.tags["trial_state"] == "complete")
+    with browser_on(resumed) as browser:
+        shown = browser.open("experiments/0/runs", study_run.info.run_name)
+        assert study_run.info.run_name in shown
+        browser.open(
+            f"experiments/0/runs/{study_run.info.run_id}",
+            *("research, not for diagnosis", "Show more"),
+        )
+        browser.click("Show more")
+        browser.wait_for("refitted", "learning_rate")
+        for figure in ("history", "importance", "parallel"):
+            page = f"experiments/0/runs/{study_run.info.run_id}/artifacts/figures/{figure}.png"
+            browser.open(page, f"{figure}.png")
+            assert min(browser.wait_for_picture()) > 300
+        browser.open(
+            f"experiments/0/runs/{trial.info.run_id}", trial.info.run_name, "validation_auc"
+        )
+        browser.open("models", "sgc-phantom")

@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "models": ("sgc", "sgc_hybrid", "resnet18"),
         "sizes": (0.25, "all"),
         "seeds": (0, 1),
-        "budget": "steps:250",
+        "budget": "steps:200",
         "validate_every": 50,
         "bootstrap": 500,
     },

@@ -81,8 +81,9 @@ def _summary(best: FrozenTrial, results: pd.DataFrame, differences: pd.DataFrame
     """The description of the run, in markdown."""
     auc = results[results["metric"] == results["metric"].iloc[0]].set_index("model")
     lines = [
-        f"Best: trial {best.number}, validation AUC {best.user_attrs['val_auc']:.3f}. Its "
-        f"parameters are in best_config.yaml, for `train -P config=best_config.yaml`.",
+        f"**Best: trial {best.number}, validation AUC {best.user_attrs['val_auc']:.3f}.** For "
+        "research, not for diagnosis. Its parameters are in best_config.yaml, for "
+        "`train -P config=best_config.yaml`.",
         "",
         "| refitted | seeds | test AUC (95 % interval) |",
         "|---|---|---|",
@@ -104,4 +105,4 @@ def _summary(best: FrozenTrial, results: pd.DataFrame, differences: pd.DataFrame
         lines += ["", "No trial was better than the defaults: there is no gain."]
     lines += ["", "| parameter | best |", "|---|---|"]
     lines += [f"| {name} | {as_label(value)} |" for name, value in best.params.items()]
-    return "\n".join([*lines, "", "For research, not for diagnosis."])
+    return "\n".join(lines)
