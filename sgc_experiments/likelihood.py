@@ -263,7 +263,7 @@ def _weighted_sum(values: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     terms = draws.weight[:, None] * values
     stratum = draws.stratum
     if draws.antithetic:
-        terms = terms.reshape(len(terms), -1, 2).sum(2)
+        terms = terms.reshape(len(terms), terms.shape[1] // 2, 2, *terms.shape[2:]).sum(2)
         stratum = stratum[::2]
     sizes = stratum.bincount()
     if sizes.min() < 2:
