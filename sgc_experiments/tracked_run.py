@@ -66,6 +66,7 @@ SERVING_REQUIREMENTS = (
 _NOT_LOGGED = frozenset(
     {"boxes", "cache_dir", "config", "data_dir", "images", "out", "processes", "storage", "table"}
 )
+COMMIT_VARIABLE = "SGC_COMMIT"
 RESUME_KEY = "resume_key"
 REASON = "failure_reason"
 
@@ -307,7 +308,12 @@ def added(call: Callable[[], object]) -> None:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the running code, with ``-dirty`` when files differ from it."""
+    """The commit of the running code, with ``-dirty`` when files differ from it.
+
+    A copy of the code on another machine is told it in the variable ``SGC_COMMIT``.
+    """
+    if told := os.environ.get(COMMIT_VARIABLE):
+        return told
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.experiments.worker_processes import WorkerDied
-from sgc_experiments.tracked_run import PROJECT_DIR
+from sgc_experiments.tracked_run import COMMIT_VARIABLE, PROJECT_DIR, commit
 
 _PACKAGES = ("sgc_experiments", "baselines")
 _RETRIES = 1
@@ -135,4 +135,8 @@ def _shipped() -> dict[str, object]:
     if not (PROJECT_DIR / "pyproject.toml").exists():
         return {}
     others = [path.name for path in PROJECT_DIR.iterdir() if path.name not in _PACKAGES]
-    return {"working_dir": str(PROJECT_DIR), "excludes": [f"/{name}" for name in others]}
+    return {
+        "working_dir": str(PROJECT_DIR),
+        "excludes": [f"/{name}" for name in others],
+        "env_vars": {COMMIT_VARIABLE: commit()},
+    }
