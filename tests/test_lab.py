@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -39,10 +40,11 @@ class Lab:
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(self.uri)
 
-    def start(self, name: str, **parameters: str) -> subprocess.Popen:
+    def start(self, name: str, ray: str = "", **parameters: str) -> subprocess.Popen:
         """An entry point as a task of a batch cluster runs it."""
         pairs = [part for key, value in parameters.items() for part in (f"--{key}", value)]
         told = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": "1"}
+        told |= {"RAY_ADDRESS": ray} if ray else {}
         return subprocess.Popen(
             ["bash", str(ROOT / "lab" / "array.slurm"), name, *pairs],
             cwd=self.workspace.folder,
@@ -128,15 +130,42 @@ def test_the_server_says_what_it_has_not_been_told():
     assert "LAB_DATABASE" in done.stderr
 
 
+@pytest.fixture
+def ray_cluster(lab):
+    """A cluster that knows nothing of this checkout, as those of other machines do not."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+    options = [f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
+    environment = lab.workspace.environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
+    del environment["PYTHONPATH"]
+    with (lab.workspace.folder / "ray.txt").open("w") as log:
+        cluster = subprocess.Popen(
+            [*ray, *options, "--num-cpus=2"],
+            cwd="/", env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while "started" not in (lab.workspace.folder / "ray.txt").read_text():
+            assert cluster.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        cluster.send_signal(signal.SIGTERM)
+        cluster.wait(timeout=60)
+
+
 @pytest.mark.slow
-def test_everybody_at_once_loses_and_doubles_nothing(lab):
+def test_everybody_at_once_loses_and_doubles_nothing(lab, ray_cluster):
     before = len(lab.runs(entry_point="train"))
     finish(
         lab,
         lab.start("train", **TINY),
         lab.start("tune", **TUNE, storage=lab.studies, study_workers="2"),
         lab.start("fewshot_ablation", **GRID, seeds="0"),
-        lab.start("fewshot_ablation", **GRID, seeds="1", executor="ray"),
+        lab.start("fewshot_ablation", **GRID, seeds="1", executor="ray", ray=ray_cluster),
     )
     assert len(lab.runs(entry_point="train")) == before + 1
     trials = lab.runs(entry_point="trial")
