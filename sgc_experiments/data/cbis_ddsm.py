@@ -176,7 +176,8 @@ def _read_case_table(
         for name in ("patient id", "left or right breast", "image view", "pathology")
     )
     images = [files.find(reference) for reference in table["image file path"]]
-    for what, wrong in _wrong_rows(table, kind, subset, images):
+    fields = patient, side, view, pathology
+    for what, wrong in _wrong_rows(table, fields, kind, subset, images):
         problems.add_rows(path.name, what, row_numbers(wrong))
     masks, crops = table["roi mask file path"], table["cropped image file path"]
     return [
@@ -194,13 +195,22 @@ def _read_case_table(
 
 
 def _wrong_rows(
-    table: pd.DataFrame, kind: str, subset: str, images: list[tuple[Path, ...]]
+    table: pd.DataFrame,
+    fields: tuple[pd.Series, pd.Series, pd.Series, pd.Series],
+    kind: str,
+    subset: str,
+    images: list[tuple[Path, ...]],
 ) -> list[tuple[str, pd.Series]]:
-    """What can be wrong with a row, and whether it is."""
-    patient, side, view, pathology = (
-        table[name].str.upper()
-        for name in ("patient id", "left or right breast", "image view", "pathology")
-    )
+    """What can be wrong with a row, and whether it is.
+
+    Args:
+        table: Of the cases.
+        fields: Its patients, sides, views and pathologies in capitals.
+        kind: "mass" or "calc".
+        subset: That the file name tells.
+        images: The files that each row names.
+    """
+    patient, side, view, pathology = fields
     folders = [_folder_fields(reference) for reference in table["image file path"]]
     expected = zip(
         [kind.upper()] * len(table),

@@ -33,7 +33,12 @@ from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.result_figures import decide, log_curves
 from sgc_experiments.experiments.scoring import answer, before_calibration, prediction_table
-from sgc_experiments.experiments.shared_work import SharedFit, SharedPrediction, training_images
+from sgc_experiments.experiments.shared_work import (
+    SharedFit,
+    SharedPrediction,
+    training_images,
+    unlabelled_images,
+)
 from sgc_experiments.experiments.starting_weights import start_from_registered
 from sgc_experiments.experiments.team import give
 from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabelled
@@ -127,16 +132,16 @@ def fit(
     """
     home = run.folder or config.cache_dir / "checkpoints"
     checkpoint_dir = home / (fingerprint(config, data) + attempt)
-    if isinstance(classifier, ScoreBasedClassifier):
-        if unlabelled := find_unlabelled(config, data):
-            log_unlabelled(run, unlabelled)
-        if config.init_from:
-            start_from_registered(run, config.init_from, classifier)
+    unlabelled = unlabelled_images(config, data, classifier)
+    if unlabelled:
+        log_unlabelled(run, unlabelled)
+    if config.init_from and isinstance(classifier, ScoreBasedClassifier):
+        start_from_registered(run, config.init_from, classifier)
     settings = replace(training_settings(config), progress=progress)
     run.set_tags({"processes": ranks.count()})
     give(SharedFit(config, data.split, classifier, settings))
     result = classifier.fit(
-        training_images(config, data, classifier),
+        training_images(data, unlabelled),
         data.image_set("validation"),
         settings=settings,
         checkpoint_dir=checkpoint_dir,

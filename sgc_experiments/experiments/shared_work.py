@@ -13,7 +13,7 @@ from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig
 from sgc_experiments.data.splits import Split
 from sgc_experiments.experiments.datasets import Data, load_images_once
-from sgc_experiments.experiments.unlabelled import find_unlabelled, join
+from sgc_experiments.experiments.unlabelled import Unlabelled, find_unlabelled, join
 from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.training_settings import TrainingSettings
 
@@ -31,7 +31,7 @@ class SharedFit:
         """Train without folder and callbacks, which are the first process's."""
         data = Data(load_images_once(self.config), self.split)
         self.classifier.fit(
-            training_images(self.config, data, self.classifier),
+            training_images(data, unlabelled_images(self.config, data, self.classifier)),
             data.image_set("validation"),
             settings=replace(self.settings, progress=False),
         )
@@ -51,10 +51,12 @@ class SharedPrediction:
         return kept
 
 
-def training_images(config: TrainConfig, data: Data, classifier: Classifier) -> ImageSet:
-    """The images of train, with those that have no label for a model that learns from such."""
+def unlabelled_images(config: TrainConfig, data: Data, classifier: Classifier) -> Unlabelled | None:
+    """The images without a label, if there are any and the model learns from such."""
+    return find_unlabelled(config, data) if isinstance(classifier, ScoreBasedClassifier) else None
+
+
+def training_images(data: Data, unlabelled: Unlabelled | None) -> ImageSet:
+    """The images of train, with those that have no label."""
     train_set = data.image_set("train")
-    if not isinstance(classifier, ScoreBasedClassifier):
-        return train_set
-    unlabelled = find_unlabelled(config, data)
     return join(train_set, unlabelled) if unlabelled else train_set
