@@ -31,6 +31,7 @@ from tests.mlflow_ui import browser_on
 MODELS = ("logistic_regression", "majority", "inception_v3")
 WORKING = MODELS[:2]
 GRID = SMALL | {
+    "preset": "quick",
     "models": ",".join(MODELS),
     "sizes": "0.5,all",
     "seeds": "0,1",
