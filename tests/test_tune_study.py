@@ -1,10 +1,12 @@
 """Several processes on one study: no trial lost, none doubled, whoever is killed or stopped."""
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
+from contextlib import nullcontext
 
 import optuna
 import pytest
@@ -110,6 +112,7 @@ def test_a_worker_that_was_asleep_leaves_its_trial_to_the_one_that_took_it_over(
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     sleeper = start(url, 3, 2)
     assert sleeper.stdout.readline() == "begun 0\n"
+    time.sleep(0.5)  # between two signs of life: asleep within one, it would keep SQLite's lock
     sleeper.send_signal(signal.SIGSTOP)
     time.sleep(5)
     lines = finish(start(url, 3, 0.1))
@@ -117,6 +120,23 @@ def test_a_worker_that_was_asleep_leaves_its_trial_to_the_one_that_took_it_over(
     sleeper.send_signal(signal.SIGCONT)
     finish(sleeper)
     check(trials_of(url), 3)
+
+
+def test_a_trial_gives_its_first_sign_of_life_before_the_next_may_begin(tmp_path, monkeypatch):
+    # Without Optuna's thread, which may be late. A trial that gave none is never taken for lost.
+    monkeypatch.setattr("optuna.study._optimize.get_heartbeat_thread", lambda *_: nullcontext())
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    config = resolve_tuning(TuneConfig(trials=1), gpu=False)
+    study = TuningStudy(config, url, "study", print, worker="w")
+    signs = []
+
+    def objective(trial):
+        with sqlite3.connect(tmp_path / "optuna.db") as database:
+            signs.extend(database.execute("SELECT trial_id FROM trial_heartbeats"))
+        return [0.5]
+
+    study.work(objective, lambda trial: None)
+    assert len(signs) == 1
 
 
 def test_a_database_that_cannot_be_opened_is_told_without_its_password():

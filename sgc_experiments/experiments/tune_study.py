@@ -79,7 +79,7 @@ class TuningStudy:
         url = url.replace("postgresql://", "postgresql+psycopg2://", 1)
         try:
             with Claims(url, "", lost_after=config.lost_after).hold("tables"):
-                storage = self._storage(url)
+                storage = self._open(url)
             self.claims = Claims(url, name, lost_after=config.lost_after)
         except (SQLAlchemyError, ImportError) as error:
             raise UserError(
@@ -88,6 +88,7 @@ class TuningStudy:
                 '(PostgreSQL also needs pip install "sgc-experiments[postgres]").'
             ) from None
         targets = 2 if config.objective == "both" else 1
+        self._storage = storage
         self.study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -96,7 +97,7 @@ class TuningStudy:
             load_if_exists=True,
         )
 
-    def _storage(self, url: str) -> RDBStorage:
+    def _open(self, url: str) -> RDBStorage:
         waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         return RDBStorage(
             url,
@@ -195,6 +196,8 @@ class TuningStudy:
         def begin(trial: optuna.Trial) -> Sequence[float]:
             begun.append(trial)
             trial.set_user_attr(_WORKER, self.worker)
+            # Optuna's own thread may come too late with the first: see `_fail_left_trials`.
+            self._storage.record_heartbeat(trial._trial_id)
             turn.close()  # the next may ask
             return objective(trial)
 
