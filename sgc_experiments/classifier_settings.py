@@ -65,7 +65,7 @@ class ClassifierSettings:
     log_snr_max: float = 10.0
     weighting: str = "simple"
     log_snr_sampling: str = "stratified"
-    hybrid_weight: float = 0.0
+    hybrid_weight: float = 0.01
     label_dropout: float = 0.0
     evaluations: int = 32
     likelihood: str = "elbo"

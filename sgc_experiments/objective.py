@@ -16,7 +16,8 @@ from independently ("uniform": in w's own measure) or "stratified" over the batc
 The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
 class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ): the
 root mean square of the classes' differences there, as seen so far. Without it a single draw is so
-overconfident that a few images make the whole cross-entropy.
+overconfident that a few images make the whole cross-entropy. c is an image's own class or another,
+drawn at random, so that a step costs two passes however many classes there are.
 """
 
 import math
@@ -165,44 +166,54 @@ class DenoisingScoreMatching(nn.Module):
             draw = torch.rand(len(x), generator=generator, device=x.device)
             null = null | (draw < self.label_dropout)
         target = torch.where(null, network.classes, labels)
-
-        error, class_errors = self._errors(network, x, noise, log_snr.to(x.device), target)
+        error, pair_errors = self._errors(network, x, noise, log_snr, target, generator)
         weighted = importance * error
         self._remember(density, log_snr, weighted.detach())
         total = weighted.mean()
         metrics = {"denoising_loss": float(total.detach())}
-        if self.hybrid_weight and len(class_errors):
-            logits = -self._evidence_scale(x) * class_errors
-            known = log_snr[~null.cpu()]
-            self._remember_evidence(known, logits.detach())
-            entropy = cross_entropy(logits / self._temperature(known).to(x)[:, None], target[~null])
+        if len(pair_errors):
+            entropy = self._cross_entropy(x, log_snr[~null.cpu()], pair_errors)
             total = total + self.hybrid_weight * entropy
             metrics["class_loss"] = float(entropy.detach())
         return total, metrics
 
     def _errors(
-        self, network: ScoreNetwork, x: Tensor, noise: Tensor, log_snr: Tensor, target: Tensor
+        self,
+        network: ScoreNetwork,
+        x: Tensor,
+        noise: Tensor,
+        log_snr: Tensor,
+        target: Tensor,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """‖ε − ε̂‖² / D under each image's target, (B,).
 
-        And, if the objective is hybrid, under every class for the images that have a label,
-        (B', C), else empty.
+        And, if the objective is hybrid, under the own class and another of each image that has a
+        label, (B', 2), else empty.
         """
+        log_snr = log_snr.to(x.device)
         alpha, sigma = alpha_sigma(log_snr, x)
         z = alpha * x + sigma * noise
-        if not self.hybrid_weight:
-            eps = network(z, log_snr, target).float()
-            return (noise - eps).square().flatten(1).mean(1), x.new_empty(0)
         known = target < network.classes
-        error, class_errors = x.new_empty(len(x)), x.new_empty(0)
-        if known.any():
-            eps = network.all_classes(z[known], log_snr[known]).float()
-            class_errors = (noise[known].unsqueeze(1) - eps).square().flatten(2).mean(2)
-            error[known] = class_errors.gather(1, target[known, None])[:, 0]
+        if not self.hybrid_weight or network.classes < 2 or not known.any():
+            return _mean_square(noise - network(z, log_snr, target).float()), x.new_empty(0)
+        pair = _with_another(target[known], network.classes, generator)
+        eps = network.several_classes(z[known], log_snr[known], pair).float()
+        pair_errors = _mean_square(noise[known].unsqueeze(1) - eps)
+        error = x.new_empty(len(x))
+        error[known] = pair_errors[:, 0]
         if not known.all():
             eps = network(z[~known], log_snr[~known], target[~known]).float()
-            error[~known] = (noise[~known] - eps).square().flatten(1).mean(1)
-        return error, class_errors
+            error[~known] = _mean_square(noise[~known] - eps)
+        return error, pair_errors
+
+    def _cross_entropy(self, x: Tensor, log_snr: Tensor, pair_errors: Tensor) -> Tensor:
+        """Of the errors (B', 2) under an image's own class and another, at λ (B',)."""
+        logits = -self._evidence_scale(x) * pair_errors
+        self._remember_evidence(log_snr, logits.detach())
+        temperature = self._temperature(log_snr).to(x)
+        own = torch.zeros(len(logits), dtype=torch.int64, device=x.device)
+        return cross_entropy(logits / temperature[:, None], own)
 
     @torch.no_grad()
     def _remember(self, density: LogSNRDensity, log_snr: Tensor, weighted: Tensor) -> None:
@@ -271,3 +282,14 @@ class DenoisingScoreMatching(nn.Module):
     def _evidence_scale(self, x: Tensor) -> float:
         """½ (λmax − λmin) D: what turns a mean squared error into nats."""
         return 0.5 * (self.high - self.low) * x[0].numel()
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Over the last three dimensions, those of an image."""
+    return x.square().flatten(-3).mean(-1)
+
+
+def _with_another(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """Labels (B,) beside one of the other classes each, int64 (B, 2)."""
+    steps = torch.randint(1, classes, labels.shape, generator=generator, device=labels.device)
+    return torch.stack([labels, (labels + steps) % classes], dim=1)

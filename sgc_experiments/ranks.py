@@ -115,8 +115,8 @@ class SharedNetwork(nn.Module):
     holds for weights, not for the input.
 
     Args:
-        network: Whose `forward`, and `all_classes` if it has that, take tensors with a row for
-            every image and give one.
+        network: Whose `forward`, and `all_classes` and `several_classes` if it has them, take
+            tensors with a row for every image and give one.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -137,6 +137,11 @@ class SharedNetwork(nn.Module):
         """As the network's."""
         network: Any = self.network
         return self._put_together(network.all_classes, inputs)
+
+    def several_classes(self, *inputs: Tensor) -> Tensor:
+        """As the network's."""
+        network: Any = self.network
+        return self._put_together(network.several_classes, inputs)
 
     def _put_together(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
         from accelerate.utils import gather

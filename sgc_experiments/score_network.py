@@ -259,8 +259,17 @@ class ScoreNetwork(nn.Module):
 
     def all_classes(self, z: Tensor, log_snr: Tensor) -> Tensor:
         """ε̂ for every class (not the null class) at the same z and λ; (B, C, 1, H, W)."""
-        batch, count = z.shape[0], self.classes
-        classes = torch.arange(count, device=z.device).repeat(batch)
+        classes = torch.arange(self.classes, device=z.device).expand(len(z), -1)
+        return self.several_classes(z, log_snr, classes)
+
+    def several_classes(self, z: Tensor, log_snr: Tensor, classes: Tensor) -> Tensor:
+        """ε̂ for M classes of each image, `classes` int64 (B, M), at the same z and λ.
+
+        Returns:
+            (B, M, 1, H, W). What does not see the class is computed once for all of them.
+        """
+        batch, count = classes.shape
+        classes = classes.reshape(-1)
         if self.class_in_encoder:
             eps: Tensor = self(repeat(z, count), repeat(log_snr, count), classes)
             return eps.reshape(batch, count, *eps.shape[1:])

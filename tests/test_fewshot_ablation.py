@@ -300,7 +300,7 @@ def test_a_size_that_the_patients_do_not_allow_fails_with_the_numbers(new_store)
 def test_what_is_given_wins_over_the_preset():
     quick = parse(FewshotConfig, ["--preset", "quick"])
     assert (quick.sizes, quick.bootstrap, quick.image_size) == ((0.25, "all"), 500, 32)
-    assert quick.models == ("sgc", "sgc_hybrid", "resnet18")
+    assert quick.models == ("sgc", "sgc_plain", "resnet18")
     own = parse(FewshotConfig, ["--preset", "quick", "--sizes", "8,0.5", "--image_size", "48"])
     assert (own.sizes, own.bootstrap, own.image_size) == ((8, 0.5), 500, 48)
     assert parse(FewshotConfig, ["--dataset", "inbreast"]).image_size == "auto"
@@ -309,9 +309,9 @@ def test_what_is_given_wins_over_the_preset():
 def test_variants_differ_from_their_model_by_what_their_name_says():
     config = parse(
         FewshotConfig,
-        ["--models", "sgc,sgc_hybrid,resnet18,resnet18_pretrained", "--weights", "w.safetensors"],
+        ["--models", "sgc,sgc_plain,resnet18,resnet18_pretrained", "--weights", "w.safetensors"],
     )
-    plain, hybrid, resnet, pretrained = (
+    hybrid, plain, resnet, pretrained = (
         config.of(m, n_patients=20, seed=3, prevalence=None) for m in config.models
     )
     assert (plain.model, plain.hybrid_weight) == ("sgc", 0.0)

@@ -249,9 +249,11 @@ def stop_at(name: str, workspace: Workspace, moment: str, signum: int) -> None:
     process.send_signal(signum)
     assert process.wait(timeout=120) == 130
     assert time.monotonic() - began < 10
-    (run,) = workspace.runs()
-    assert run.info.status == "KILLED"
-    assert run.data.tags["failure_reason"] == "interrupted"
+    stopped = [run for run in workspace.runs() if run.info.status != "FINISHED"]
+    assert stopped
+    for run in stopped:
+        assert run.info.status == "KILLED"
+        assert run.data.tags["failure_reason"] == "interrupted"
     if name != "prepare":
         steps = [int(path.name.split("-")[1]) for path in cache.glob("runs/*/*/checkpoint-*")]
         assert max(steps) >= 10
@@ -288,6 +290,18 @@ def test_a_command_that_is_killed_and_stopped_finishes_in_its_run(
     check_nothing_is_doubled_or_left(name, workspace, before)
     if name != "prepare":
         assert "Traceback" not in (workspace.folder / "stderr.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["tune", "fewshot_ablation"])
+def test_a_grid_that_is_stopped_finishes_in_its_run(name, signum, workspace, unbroken):
+    expected, _ = unbroken(name)
+    before = run_folders(cache_of(name, workspace))
+    stop_at(name, workspace, "second checkpoint", signum)
+    finish(name, workspace)
+    assert results(workspace) == expected
+    check_nothing_is_doubled_or_left(name, workspace, before)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgc_experiments.noise_levels import SAMPLINGS
-from sgc_experiments.objective import WEIGHTINGS, DenoisingScoreMatching
+from sgc_experiments.objective import WEIGHTINGS, DenoisingScoreMatching, _with_another
 from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
 
@@ -110,6 +110,26 @@ def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
     torch.nn.init.zeros_(network.class_embedding.weight)
     _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_the_hybrid_costs_two_passes_however_many_classes():
+    network = ScoreNetwork(5, channels=(8,), patch=1)
+    rows = []
+    network.head.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
+    labels = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    _, metrics = make_objective(hybrid_weight=0.1).loss(
+        network, IMAGES, labels, torch.Generator().manual_seed(0)
+    )
+    assert rows == [16]
+    assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_every_other_class_is_contested():
+    labels = torch.tensor([0, 1, 2]).repeat(100)
+    own, other = _with_another(labels, 3, torch.Generator().manual_seed(0)).T
+    assert (own == labels).all()
+    pairs = {tuple(pair) for pair in zip(own.tolist(), other.tolist(), strict=True)}
+    assert pairs == {(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}
 
 
 def test_the_hybrid_takes_unlabelled_images():

@@ -23,13 +23,12 @@ PRETRAINED = "_pretrained"
 TRANSFER = "sgc_transfer"
 # A variant differs from a model of `train` by some of its parameters.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "sgc_hybrid": {"model": GENERATIVE_MODEL, "hybrid_weight": 0.01},
+    "sgc_plain": {"model": GENERATIVE_MODEL, "hybrid_weight": 0.0},
     "sgc_unlabelled": {"model": GENERATIVE_MODEL, "unlabelled": "rest"},
     TRANSFER: {"model": GENERATIVE_MODEL},  # from the weights that `init_from` names
 }
 # What every model starts from unless its variant says otherwise.
 _PLAIN = {
-    "hybrid_weight": 0.0,
     "pretrained": False,
     "weights": None,
     "unlabelled": None,
@@ -47,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"budget": "steps:1000"},
     "quick": {
         "phantom_patients": 120,
-        "models": ("sgc", "sgc_hybrid", "resnet18"),
+        "models": ("sgc", "sgc_plain", "resnet18"),
         "sizes": (0.25, "all"),
         "seeds": (0, 1),
         "budget": "steps:200",
@@ -67,7 +66,7 @@ class FewshotConfig(FitConfig):
         "default", description="a set of defaults (quick: a small grid, for a look)"
     )
     models: Names = Field(
-        ("sgc", "sgc_hybrid", "resnet18", "efficientnet_b0"),
+        ("sgc", "sgc_plain", "resnet18", "efficientnet_b0"),
         min_length=1,
         description="the models, separated by commas, as for train, and variants of them: "
         + ", ".join(VARIANTS)
