@@ -80,7 +80,7 @@ SEARCH_SPACE: SearchSpace = {
     "channels": Choice(("24-48-72-96", "32-64-96-128", "48-96-144-192")),
     "learning_rate": Range(1e-3, 1.5e-2, log=True),
     "ema_decay": Choice(("0.99", "0.995", "0.998", "0.999")),
-    "hybrid_weight": Choice(("0", "0.01", "0.1", "1")),
+    "hybrid_weight": Choice(("0", "0.003", "0.01", "0.03")),
     "evaluations": Choice(("16", "32", "64")),
 }
 # What may be added to a search.
