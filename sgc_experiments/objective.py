@@ -17,7 +17,9 @@ The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin
 class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ): the
 root mean square of the classes' differences there, as seen so far. Without it a single draw is so
 overconfident that a few images make the whole cross-entropy. c is an image's own class or another,
-drawn at random, so that a step costs two passes however many classes there are.
+drawn at random, so that a step costs two passes however many classes there are. h grows from zero
+over the first batches: a network that cannot denoise yet follows the cross-entropy's noise alone,
+and at high learning rates may not learn to denoise any more.
 """
 
 import math
@@ -40,6 +42,7 @@ _WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
+_PHASED_IN = 300  # batches until h is whole
 
 
 class DenoisingScoreMatching(nn.Module):
@@ -98,6 +101,8 @@ class DenoisingScoreMatching(nn.Module):
         # The same of squared class differences, in nats.
         self.register_buffer("squared_evidence", torch.zeros(_BINS, dtype=torch.float64))
         self.register_buffer("evidence_seen", torch.zeros(_BINS, dtype=torch.float64))
+        self.contested: Tensor  # batches with a cross-entropy, so far
+        self.register_buffer("contested", torch.zeros((), dtype=torch.int64))
 
     def _check(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
@@ -173,7 +178,9 @@ class DenoisingScoreMatching(nn.Module):
         metrics = {"denoising_loss": float(total.detach())}
         if len(pair_errors):
             entropy = self._cross_entropy(x, log_snr[~null.cpu()], pair_errors)
-            total = total + self.hybrid_weight * entropy
+            self.contested += 1
+            phase = min(1.0, int(self.contested) / _PHASED_IN)
+            total = total + phase * self.hybrid_weight * entropy
             metrics["class_loss"] = float(entropy.detach())
         return total, metrics
 

@@ -101,6 +101,7 @@ def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
     network that does not know the classes."""
     network = make_network()
     plain, hybrid = make_objective(), make_objective(hybrid_weight=0.1)
+    hybrid.contested.fill_(300)
     first, _ = plain.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
     second, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
     assert metrics["denoising_loss"] == pytest.approx(float(first.detach()), rel=1e-4)
@@ -110,6 +111,17 @@ def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
     torch.nn.init.zeros_(network.class_embedding.weight)
     _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_the_cross_entropy_is_phased_in():
+    network, shares = make_network(), []
+    for seen in (0, 149, 299, 5000):
+        hybrid = make_objective(hybrid_weight=10.0)
+        hybrid.contested.fill_(seen)
+        total, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+        part = float(total.detach()) - metrics["denoising_loss"]
+        shares.append(part / (10 * metrics["class_loss"]))
+    assert shares == pytest.approx([1 / 300, 0.5, 1, 1], rel=1e-3)
 
 
 def test_the_hybrid_costs_two_passes_however_many_classes():
