@@ -16,7 +16,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from sgc_experiments.metrics import Floats
 
@@ -94,9 +94,9 @@ def interval(
     valid = samples[np.isfinite(samples)]
     if not len(valid) or not np.isfinite(estimate) or n_patients < 2:
         return float("nan"), float("nan")
-    shift = 2 * norm.ppf(_share_below(valid, estimate))
-    tail = np.sqrt(n_patients / (n_patients - 1)) * t.ppf((1 - confidence) / 2, n_patients - 1)
-    low, high = np.quantile(valid, norm.cdf([shift + tail, shift - tail]))
+    shift = 2 * ndtri(_share_below(valid, estimate))
+    tail = np.sqrt(n_patients / (n_patients - 1)) * stdtrit(n_patients - 1, (1 - confidence) / 2)
+    low, high = np.quantile(valid, ndtr([shift + tail, shift - tail]))
     return float(low), float(high)
 
 
@@ -137,10 +137,10 @@ def p_value(estimate: float, samples: Floats, *, n_patients: int, null: float = 
     valid = samples[np.isfinite(samples)]
     if not len(valid) or not np.isfinite(estimate) or n_patients < 2:
         return float("nan")
-    shift = 2 * norm.ppf(_share_below(valid, estimate))
-    tail = norm.ppf(_share_below(valid, null)) - shift
+    shift = 2 * ndtri(_share_below(valid, estimate))
+    tail = ndtri(_share_below(valid, null)) - shift
     student = abs(tail) * np.sqrt((n_patients - 1) / n_patients)
-    return float(np.clip(2 * t.sf(student, n_patients - 1), 2 / (len(valid) + 1), 1.0))
+    return float(np.clip(2 * stdtr(n_patients - 1, -student), 2 / (len(valid) + 1), 1.0))
 
 
 def _share_below(samples: Floats, value: float) -> float:

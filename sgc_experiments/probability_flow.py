@@ -29,7 +29,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torchdiffeq import odeint
 
 from sgc_experiments.likelihood import Denoiser, LikelihoodEstimate
 from sgc_experiments.score_network import repeat
@@ -217,6 +216,8 @@ class _Flow:
 
     def _dopri5(self) -> Tensor:
         """In the SDE's own variables and time."""
+        from torchdiffeq import odeint  # brings half of scipy, which only this solver needs
+
         times = self.sde.time(self.ends)
         alpha, sigma = self.sde.marginal_prob(times)
         scale = torch.hypot(alpha, sigma)

@@ -12,13 +12,12 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import LoggedModelStatus
 from mlflow.environment_variables import (
@@ -31,6 +30,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ParamSchema, ParamSpec
 
 from sgc_experiments.delivery import MetricSender
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 CHAMPION = "champion"

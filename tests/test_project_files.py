@@ -66,15 +66,20 @@ def test_help_answers_without_importing_the_heavy_libraries(arguments):
     assert arguments[0].strip("-") in done.stdout
 
 
-def test_the_generative_classifier_does_not_wait_for_timm():
-    code = "import sys, sgc_experiments.experiments.train; assert 'timm' not in sys.modules"
+def test_a_run_that_finds_no_data_has_not_waited_for_what_comes_later():
+    code = (
+        "import sys, sgc_experiments.experiments.train;"
+        "later = {'timm', 'sklearn', 'scipy.stats', 'matplotlib', 'torchdiffeq'};"
+        "assert not later & set(sys.modules), later & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_served_model_lists_every_dependency_that_it_imports():
     code = (
-        "import sys, json, sgc_experiments.serving, baselines.timm_classifier;"
+        "import sys, json, sgc_experiments.serving, baselines.timm_classifier, baselines.simple;"
+        "import torchdiffeq;"  # by one solver alone
         "from importlib.metadata import packages_distributions;"
         "tops = {name.split('.')[0] for name in sys.modules};"
         "owners = packages_distributions();"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from sgc_experiments.data import CLASSES
 from sgc_experiments.data.schema import get_classes
@@ -122,6 +121,8 @@ def make_folds(
             f"{folds} folds need at least 2 folds and {folds} patients of each class, but the"
             f" smaller class has {fewest}; ask for fewer folds."
         )
+    from sklearn.model_selection import StratifiedKFold  # as in `_move`
+
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     splits = []
     for _, tested in splitter.split(patients.index, patients):
@@ -225,6 +226,9 @@ def _move(
 
     A class that has no patient to spare is left alone; `_require_every_class` then says so.
     """
+    # A second to import, which what is wrong with the data should not wait for.
+    from sklearn.model_selection import train_test_split
+
     for label, size in sizes.items():
         free = patients.index[(subsets == "train") & (patients == label)].to_numpy(object)
         if len(free) > size:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sgc_experiments import figures
 from sgc_experiments.bootstrap import Resampling
@@ -30,6 +29,9 @@ from sgc_experiments.low_data_registry import (
 )
 from sgc_experiments.predictions import class_names
 from sgc_experiments.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The first one is put into words.
 _TWO_CLASSES = ("auc", "average_precision")

@@ -7,12 +7,15 @@ import html
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sgc_experiments import figures
 from sgc_experiments.predictions import LEVELS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS = {
     "auc": "AUC",

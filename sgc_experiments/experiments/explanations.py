@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sgc_experiments import figures
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.experiments.datasets import Data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A map spreads the evidence of one number over all pixels: it takes more draws to be seen than the
 # number takes to be known.

@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sgc_experiments import figures, ranks
 from sgc_experiments.classifier import ScoreBasedClassifier
@@ -45,6 +44,9 @@ from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabell
 from sgc_experiments.model_registry import pinned
 from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLES_PER_CLASS = 6
 EXAMPLES = 2

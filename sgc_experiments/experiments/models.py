@@ -1,21 +1,24 @@
 """From a configuration to a classifier, and from a folder back to one.
 
-This is where a parameter of the command line becomes an argument of the scientific core. timm,
-which takes seconds to import, is imported for the models that need it.
+This is where a parameter of the command line becomes an argument of the scientific core. timm and
+scikit-learn, which take seconds to import, are imported for the models that need them.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from baselines.simple import LogisticRegressionClassifier, MajorityClassifier
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig, settled
 from sgc_experiments.errors import UserError
 from sgc_experiments.protocol import Classifier
 from sgc_experiments.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from baselines.simple import LogisticRegressionClassifier, MajorityClassifier
 
 _NETWORK_AND_OBJECTIVE = (
     "image_size",
@@ -48,7 +51,7 @@ _TIMM = (
     "drop_path_rate",
 )
 _CHANGES = ("rotation", "scale", "shift", "contrast", "brightness")
-_SIMPLE = {kind.kind: kind for kind in (LogisticRegressionClassifier, MajorityClassifier)}
+_SIMPLE = ("logistic_regression", "majority")
 _SDE_PARAMETERS = {
     "vp": ("beta_min", "beta_max", "log_snr_shift"),
     "sub_vp": ("beta_min", "beta_max", "log_snr_shift"),
@@ -76,7 +79,7 @@ def build_classifier(config: TrainConfig, classes: tuple[str, ...]) -> Classifie
         except ValueError as error:  # a combination that only the network can judge
             raise UserError(f"The model cannot be made: {error}.") from None
     if config.model in _SIMPLE:
-        return _SIMPLE[config.model](classes, settled(config.image_size))
+        return _simple(config.model)(classes, settled(config.image_size))
     from baselines.timm_classifier import TimmClassifier
 
     return TimmClassifier(
@@ -134,14 +137,22 @@ def load_classifier(folder: Path) -> Classifier:
         raise UserError(
             "The model's folder holds no readable config.json; register the model again."
         ) from None
-    kinds: dict[str, type[Classifier]] = {GENERATIVE_MODEL: ScoreBasedClassifier, **_SIMPLE}
-    if kind not in kinds:
-        from baselines.timm_classifier import TimmClassifier
+    if kind == GENERATIVE_MODEL:
+        return ScoreBasedClassifier.load(folder)
+    if kind in _SIMPLE:
+        return _simple(kind).load(folder)
+    from baselines.timm_classifier import TimmClassifier
 
-        kinds[TimmClassifier.kind] = TimmClassifier
-    if kind not in kinds:
+    if kind != TimmClassifier.kind:
         raise UserError(f"The model is of an unknown kind, {kind!r}; it needs a newer version.")
-    return kinds[kind].load(folder)
+    return TimmClassifier.load(folder)
+
+
+def _simple(kind: str) -> type[LogisticRegressionClassifier | MajorityClassifier]:
+    from baselines import simple
+
+    known = simple.LogisticRegressionClassifier, simple.MajorityClassifier
+    return next(found for found in known if found.kind == kind)
 
 
 def check_model(name: str) -> None:

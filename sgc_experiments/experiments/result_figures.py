@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sgc_experiments import figures
 from sgc_experiments.bootstrap import Resampling
@@ -13,6 +13,9 @@ from sgc_experiments.curves import abstention_table, reliability_table
 from sgc_experiments.evaluation import choose_thresholds
 from sgc_experiments.predictions import class_names, class_probabilities, one_vs_rest
 from sgc_experiments.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def log_curves(

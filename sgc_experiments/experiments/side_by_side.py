@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from sgc_experiments import figures
 from sgc_experiments.bootstrap import Resampling
@@ -26,6 +25,9 @@ from sgc_experiments.experiments.leakage import check_predictions_match
 from sgc_experiments.past_runs import PastRun
 from sgc_experiments.predictions import aggregate, class_names, one_vs_rest
 from sgc_experiments.tracking import TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A difference in calibration says little of a breast or an exam, whose scores are aggregates.
 _PAIRED = {"image": ("auc", "average_precision", "brier"), "breast": ("auc",), "exam": ("auc",)}
