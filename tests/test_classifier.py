@@ -109,6 +109,16 @@ def test_an_image_alone_gets_the_answer_it_gets_in_a_batch(fitted):
     assert alone.standard_error[0] == pytest.approx(together.standard_error[7], abs=1e-3)
 
 
+def test_low_precision_changes_answers_by_little(fitted, monkeypatch):
+    images, answers = blobs(64, seed=6).images, []
+    for low in (False, True):
+        monkeypatch.setattr("sgc_experiments.evidence.has_fast_bf16", lambda *_, low=low: low)
+        answers.append(fitted.predict_log_odds(images).log_odds[:, 1])
+    fine, coarse = answers
+    assert (fine != coarse).any()
+    assert np.sqrt(np.mean((fine - coarse) ** 2)) < 0.05 * fine.std()
+
+
 def test_maps_sum_to_the_log_odds_and_point_at_the_evidence(fitted):
     images = blobs(10, seed=5).images
     maps = fitted.explain(images)
