@@ -213,6 +213,35 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     assert [point.step for point in curve] == [4]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choice", "figures"),
+    [
+        ({"pruner": "hyperband", "trials": "8"}, ["history", "pareto"]),
+        ({"objective": "bits_per_dim", "trials": "4"}, ["history", "pareto"]),
+        (
+            {"objective": "both", "trials": "4"},
+            ["history_val_auc", "history_val_bits_per_dim", "pareto"],
+        ),
+    ],
+)
+def test_every_pruner_and_objective_comes_to_a_best_model(choice, figures, workspace):
+    process = start(workspace, refit_seeds="1", **choice)
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    (run,) = runs_of(workspace, "tune")
+    assert run.info.status == "FINISHED"
+    finished = run.data.metrics["trials_complete"] + run.data.metrics["trials_pruned"]
+    assert finished == int(choice["trials"])
+    shown = {f.path for f in workspace.client.list_artifacts(run.info.run_id, "figures")}
+    assert {f"figures/{name}.png" for name in figures} <= shown
+    assert workspace.client.search_model_versions("name='sgc-phantom'")
+    study = the_study(f"sqlite:///{workspace.folder / 'optuna.db'}")
+    values = [t.values for t in study.trials if t.state == TrialState.COMPLETE]
+    best = study.trials[int(run.data.metrics["best_trial"])].values
+    assert best[0] == max(value[0] for value in values)
+
+
 def test_the_ui_shows_the_study_its_trials_and_the_best_model(resumed, study_run):
     trial = next(r for r in runs_of(resumed, "trial") if r.data.tags["trial_state"] == "complete")
     with browser_on(resumed) as browser:
