@@ -129,16 +129,16 @@ def test_a_result_is_one_line_of_valid_json():
 def test_the_component_ablation_tells_its_parts_apart():
     parts, rivals = ("reference", "two_levels", "resnet10t"), ("reference", "resnet10t")
     result = component_ablation.measure(
-        component_ablation.Size(40, (0, 12), "steps:3", parts=parts, rivals=rivals)
+        component_ablation.Size(40, (12, 20), "steps:3", parts=parts, rivals=rivals)
     )
     assert _fields(result) == {
-        *(f"auc_{part}_0" for part in parts),
+        *(f"auc_{part}_20" for part in parts),
         *(f"auc_{part}_12" for part in rivals),
-        *("gain_two_levels_0", "gain_resnet10t_0", "gain_resnet10t_12"),
+        *("gain_two_levels_20", "gain_resnet10t_20", "gain_resnet10t_12"),
     }
     for part in parts[1:]:
-        difference = result["auc_reference_0"] - result[f"auc_{part}_0"]
-        assert result[f"gain_{part}_0"] == pytest.approx(difference)
+        difference = result["auc_reference_20"] - result[f"auc_{part}_20"]
+        assert result[f"gain_{part}_20"] == pytest.approx(difference)
     assert len(set(result.values())) > 1
 
 
