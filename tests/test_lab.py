@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,6 +27,8 @@ TUNE = TINY | {
     "refit_seeds": "1",
 }  # fmt: skip
 GRID = TINY | {"models": "sgc,logistic_regression", "sizes": "0.5,all", "workers": "2"}
+# Of the Ray cluster, and of who may use it.
+SECRET = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Lab:
         """An entry point as a task of a batch cluster runs it."""
         pairs = [part for key, value in parameters.items() for part in (f"--{key}", value)]
         told = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": "1"}
-        told |= {"RAY_ADDRESS": ray} if ray else {}
+        told |= {"RAY_ADDRESS": ray} | SECRET if ray else {}
         return subprocess.Popen(
             ["bash", str(ROOT / "lab" / "array.slurm"), name, *pairs],
             cwd=self.workspace.folder,
@@ -138,7 +141,7 @@ def ray_cluster(lab):
         port = free.getsockname()[1]
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
     options = [f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-    environment = lab.workspace.environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment = lab.workspace.environment() | {"RAY_USAGE_STATS_ENABLED": "0"} | SECRET
     del environment["PYTHONPATH"]
     with (lab.workspace.folder / "ray.txt").open("w") as log:
         cluster = subprocess.Popen(

@@ -119,8 +119,9 @@ def _cluster(ray: ModuleType, *, cores: int) -> Iterator[None]:
                 "use executor=local."
             ) from None
         raise UserError(
-            f"There is no Ray cluster at RAY_ADDRESS={address} ({kind}): start one with "
-            "`ray start --head`, or unset RAY_ADDRESS to use this machine."
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({kind}): start one with `ray start "
+            "--head`, set RAY_AUTH_MODE=token if it asks for a token, or unset RAY_ADDRESS to use "
+            "this machine."
         ) from None
     for number, handler in handlers.items():  # Ray would end the program without its runs' end
         signal.signal(number, handler)

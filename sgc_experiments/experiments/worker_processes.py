@@ -134,6 +134,7 @@ def _serve(connection: Connection, threads: int) -> None:
         work = connection.recv()
         while True:
             connection.send(work(connection.recv()))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be put in order
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
