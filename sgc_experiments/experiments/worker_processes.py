@@ -78,6 +78,8 @@ def run_in_processes(
                         start()
                 yield position, result
     finally:
+        for worker in at_work.values():  # all at once: a program that is stopped has seconds
+            worker.interrupt()
         for worker in at_work.values():
             worker.stop()
 
@@ -112,10 +114,14 @@ class _Worker:
             code = self._process.exitcode
             return WorkerDied(f"signal {-code}" if code and code < 0 else f"exit status {code}")
 
-    def stop(self) -> None:
+    def interrupt(self) -> None:
         """Let an idle process go; interrupt a busy one."""
         self.connection.close()
         self._process.terminate()
+
+    def stop(self) -> None:
+        """The same, and wait for its end, which comes in any case."""
+        self.interrupt()
         self._process.join(_SECONDS_TO_STOP)
         self._process.kill()
         self._process.join()
