@@ -73,15 +73,12 @@ def run_in_processes(
                 if waiting and not isinstance(result, WorkerDied):
                     hand_out(worker)
                 else:
-                    at_work.pop(connection).stop()
+                    _stop(at_work.pop(connection))
                     if waiting:
                         start()
                 yield position, result
     finally:
-        for worker in at_work.values():  # all at once: a program that is stopped has seconds
-            worker.interrupt()
-        for worker in at_work.values():
-            worker.stop()
+        _stop(*at_work.values())
 
 
 class _Worker:
@@ -89,6 +86,7 @@ class _Worker:
 
     Attributes:
         connection: becomes readable when there is a result, or at the process's death.
+        process: the other end.
         position: of the job in flight.
     """
 
@@ -96,8 +94,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # torch has threads: a fork inherits locks
         self.connection, theirs = context.Pipe()
         self.position = -1
-        self._process = context.Process(target=_serve, args=(theirs, threads))
-        self._process.start()
+        self.process = context.Process(target=_serve, args=(theirs, threads))
+        self.process.start()
         theirs.close()
         self.send(work)
 
@@ -110,21 +108,23 @@ class _Worker:
         try:
             return self.connection.recv()
         except (EOFError, OSError):
-            self._process.join(_SECONDS_TO_STOP)
-            code = self._process.exitcode
+            self.process.join(_SECONDS_TO_STOP)
+            code = self.process.exitcode
             return WorkerDied(f"signal {-code}" if code and code < 0 else f"exit status {code}")
 
-    def interrupt(self) -> None:
-        """Let an idle process go; interrupt a busy one."""
-        self.connection.close()
-        self._process.terminate()
 
-    def stop(self) -> None:
-        """The same, and wait for its end, which comes in any case."""
-        self.interrupt()
-        self._process.join(_SECONDS_TO_STOP)
-        self._process.kill()
-        self._process.join()
+def _stop(*workers: _Worker) -> None:
+    """Let idle processes go and interrupt busy ones, once each, and wait for their end.
+
+    All at once: a program that is stopped has only seconds for them.
+    """
+    for worker in workers:
+        worker.connection.close()
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join(_SECONDS_TO_STOP)
+        worker.process.kill()
+        worker.process.join()
 
 
 def _serve(connection: Connection, threads: int) -> None:
