@@ -1,8 +1,8 @@
 """What each part of the generative classifier brings: one changed at a time, at equal wall time.
 
 On lesion crops of the hard phantom, all with the same split, seed and budget; networks of timm from
-scratch stand beside them, and at several numbers of patients against the reference. Most patients
-are there to test on. Intervals are 95 %, over patients.
+scratch stand beside them, and at several numbers of patients against the reference. A quarter of
+all patients is tested on. Intervals are 95 %, over patients.
 
 auc_PART_N               of the test images, trained on N patients
 gain_PART_N              that of the reference minus that of PART, of the same images

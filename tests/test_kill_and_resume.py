@@ -249,8 +249,11 @@ def stop_at(name: str, workspace: Workspace, moment: str, signum: int) -> None:
     process.send_signal(signum)
     assert process.wait(timeout=120) == 130
     assert time.monotonic() - began < 10
-    stopped = [run for run in workspace.runs() if run.info.status != "FINISHED"]
+    runs = workspace.runs()
+    stopped = [run for run in runs if run.info.status != "FINISHED"]
     assert stopped
+    if COMMANDS[name][0] not in ("tune", "fewshot_ablation"):  # which have runs below them
+        assert len(stopped) == len(runs) == 1
     for run in stopped:
         assert run.info.status == "KILLED"
         assert run.data.tags["failure_reason"] == "interrupted"
