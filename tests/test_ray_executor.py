@@ -46,7 +46,7 @@ def test_without_ray_a_sentence_names_the_extra():
         "next(run_on_ray(print, [1], workers=1, threads=1))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert 'UserError: executor=ray needs Ray: pip install "sgc-experiments[ray]"' in done.stderr
+    assert 'UserError: executor=ray needs Ray: pip install -e ".[ray]"' in done.stderr
 
 
 @pytest.mark.parametrize("command", [["fewshot_ablation"], ["tune", "--study_workers", "2"]])

@@ -87,7 +87,8 @@ def _import_ray() -> ModuleType:
         import ray
     except ImportError:
         raise UserError(
-            'executor=ray needs Ray: pip install "sgc-experiments[ray]", or use executor=local.'
+            'executor=ray needs Ray: pip install -e ".[ray]" in the project\'s folder, or use '
+            "executor=local."
         ) from None
     return ray
 

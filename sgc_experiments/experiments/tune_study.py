@@ -85,7 +85,7 @@ class TuningStudy:
             raise UserError(
                 f"storage={make_url(url).render_as_string(hide_password=True)} cannot be opened "
                 f"({type(error).__name__}): check the address, and that the database is there "
-                '(PostgreSQL also needs pip install "sgc-experiments[postgres]").'
+                '(PostgreSQL also needs pip install -e ".[postgres]" in the project\'s folder).'
             ) from None
         targets = 2 if config.objective == "both" else 1
         self._storage = storage
