@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 .DEFAULT_GOAL := help
 
-.PHONY: help env services train test soak lint format ui docs notebooks clean
+.PHONY: help env services train test soak audit lint format ui docs notebooks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
