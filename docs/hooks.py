@@ -100,9 +100,9 @@ def parameters_page() -> str:
     lines = [
         "# Parameters",
         "",
-        "Each is given as `-P name=value` after `mlflow run`, as `--name value`, as the "
-        "environment variable `SGC_NAME`, or in a YAML file with `-P config=FILE`; an earlier one "
-        "of these wins. A wrong name or value ends the run as FAILED with one sentence.",
+        "Each is given as `-P name=value` after `mlflow run` or as `--name value`, in a YAML file "
+        "with `-P config=FILE`, or as the environment variable `SGC_NAME`; an earlier one of these "
+        "wins. A wrong name or value ends the run as FAILED with one sentence.",
         "",
     ]
     commands = {config.entry_point: config for config in (PhantomConfig, YardsticksConfig)}
