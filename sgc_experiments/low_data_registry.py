@@ -1,8 +1,8 @@
 """Low-data results in the MLflow registry, and the learning curve rebuilt from nothing else.
 
-Every cell of a study is a version of ``<model>-<dataset>-lowdata``. Its tags hold the result of the
-cell and the point of the curve that it belongs to, because tags are all that a version carries on
-every backend; so `low_data_versions` and `curve_from_registry` ask `search_model_versions` alone.
+Every cell of an ablation is a version of ``<model>-<dataset>-lowdata``. Its tags hold the result of
+the cell and the point of the curve that it belongs to, because tags are all that a version carries
+on every backend; `low_data_versions` and `curve_from_registry` ask `search_model_versions` alone.
 
 ==========================  ================================================================
 model, dataset, seed        what was fitted, and the seed of patients and training
@@ -17,7 +17,7 @@ curve_auc                   mean over seeds, with curve_auc_low and curve_auc_hi
                             bootstrap); the same for curve_average_precision
 curve_seeds                 number of seeds behind it
 split_digest, data_digest   of the images, and who was in which subset
-ablation_run_id             the latest study that counts the version
+ablation_run_id             the latest ablation that counts the version
 cell_run_id                 the run that fitted it
 ==========================  ================================================================
 """
@@ -61,8 +61,8 @@ class CellVersion:
     run: PastRun
     curve: Mapping[str, object]
 
-    def tags(self, study: str) -> dict[str, str]:
-        """The version's tags, for the study that counts it."""
+    def tags(self, ablation: str) -> dict[str, str]:
+        """The version's tags, for the ablation that counts it."""
         tags = {name: self.run.tags[name] for name in _OF_THE_RUN}
         for name in _RESULTS:
             # Of more than two classes the macro AUC takes the place of the AUC.
@@ -70,7 +70,7 @@ class CellVersion:
             if value is not None:
                 tags[name] = repr(value)
         tags |= {name: str(value) for name, value in self.curve.items()}
-        return tags | {"ablation_run_id": study, "cell_run_id": self.run.run_id}
+        return tags | {"ablation_run_id": ablation, "cell_run_id": self.run.run_id}
 
 
 def low_data_name(model: str, dataset: str) -> str:
@@ -84,7 +84,9 @@ def alias_of(n_patients: str, prevalence: str) -> str:
     return f"n{n_patients}{skew}".replace(".", "_")
 
 
-def publish_cells(name: str, cells: Sequence[CellVersion], *, study: str, description: str) -> None:
+def publish_cells(
+    name: str, cells: Sequence[CellVersion], *, ablation: str, description: str
+) -> None:
     """Register a model's cells, point an alias at the best of each size, and describe the model.
 
     A cell that is registered already keeps its version; its tags are brought up to date.
@@ -92,14 +94,14 @@ def publish_cells(name: str, cells: Sequence[CellVersion], *, study: str, descri
     Args:
         name: of the registered model, `low_data_name`.
         cells: the finished cells of one model.
-        study: the run of the study.
-        description: markdown, the table of the study.
+        ablation: the run of the ablation.
+        description: markdown, the table of the ablation.
     """
     client = MlflowClient()
     known = {version.tags.get("cell_run_id"): version for version in _versions(f"name='{name}'")}
     best: dict[str, tuple[float, str]] = {}
     for cell in cells:
-        tags = cell.tags(study)
+        tags = cell.tags(ablation)
         version = known.get(cell.run.run_id)
         if version is None:
             version = mlflow.register_model(cell.run.tags["model_uri"], name, tags=tags)
@@ -116,12 +118,12 @@ def publish_cells(name: str, cells: Sequence[CellVersion], *, study: str, descri
     client.update_registered_model(name, description)
 
 
-def low_data_versions(dataset: str, *, study: str = "") -> pd.DataFrame:
-    """The cells of a study, from the registry alone.
+def low_data_versions(dataset: str, *, ablation: str = "") -> pd.DataFrame:
+    """The cells of an ablation, from the registry alone.
 
     Args:
         dataset: whose models.
-        study: run id of the study; "" is that of the newest version.
+        ablation: run id of the ablation; "" is that of the newest version.
 
     Returns:
         One row per version: `name`, `version`, and the tags of the head of this module, numbers
@@ -132,17 +134,17 @@ def low_data_versions(dataset: str, *, study: str = "") -> pd.DataFrame:
     """
     found = _versions(f"name LIKE '%-{dataset}-lowdata'")
     found = [version for version in found if "ablation_run_id" in version.tags]
-    if found and not study:
-        study = max(found, key=lambda v: v.creation_timestamp).tags["ablation_run_id"]
+    if found and not ablation:
+        ablation = max(found, key=lambda v: v.creation_timestamp).tags["ablation_run_id"]
     rows = [
         {"name": v.name, "version": str(v.version), **v.tags}
         for v in found
-        if v.tags["ablation_run_id"] == study
+        if v.tags["ablation_run_id"] == ablation
     ]
     if not rows:
         raise UserError(
             f"The registry holds no low-data results of {dataset}"
-            + (f" from the study {study}" if study else "")
+            + (f" from the ablation {ablation}" if ablation else "")
             + "; run the entry point fewshot_ablation first."
         )
     table = pd.DataFrame(rows)
@@ -155,23 +157,23 @@ def low_data_versions(dataset: str, *, study: str = "") -> pd.DataFrame:
 
 
 def curve_from_registry(
-    dataset: str, *, metric: str = "auc", study: str = "", prevalence: str = NATURAL
+    dataset: str, *, metric: str = "auc", ablation: str = "", prevalence: str = NATURAL
 ) -> pd.DataFrame:
-    """The learning curve of a study, from the registry alone, for `figures.learning_curves`.
+    """The learning curve of an ablation, from the registry alone, for `figures.learning_curves`.
 
     Args:
         dataset: whose models.
         metric: auc or average_precision.
-        study: run id of the study; "" is that of the newest version.
+        ablation: run id of the ablation; "" is that of the newest version.
         prevalence: share of malignant patients in training, as its tag says it.
 
     Returns:
         One row per model and size: `model`, `size`, `metric`, `value`, `low`, `high`, `n_seeds`.
 
     Raises:
-        UserError: there is no such study, metric or prevalence.
+        UserError: there is no such ablation, metric or prevalence.
     """
-    versions = low_data_versions(dataset, study=study)
+    versions = low_data_versions(dataset, ablation=ablation)
     point = f"curve_{metric}"
     if point not in versions:
         known = ", ".join(
@@ -183,7 +185,7 @@ def curve_from_registry(
     rows = versions[versions["prevalence"] == prevalence]
     if rows.empty:
         known = ", ".join(sorted(set(versions["prevalence"])))
-        raise UserError(f"The study has no prevalence {prevalence}; there are: {known}.")
+        raise UserError(f"The ablation has no prevalence {prevalence}; there are: {known}.")
     rows = rows.drop_duplicates(["model", "n_patients"])
     return pd.DataFrame(
         {

@@ -27,15 +27,15 @@ _BESIDE_THE_RESULT = frozenset({"cache_dir", "config", "processes"})
 _LOCK = "lock"
 
 
-class Claim(NamedTuple):
-    """A run's folder, held by this process alone."""
+class RunFolder(NamedTuple):
+    """A run's folder, held by this process alone, and the key by which MLflow knows its run."""
 
     key: str
-    folder: Path
+    path: Path
 
 
 @contextlib.contextmanager
-def claimed(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iterator[Claim]:
+def run_folder(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iterator[RunFolder]:
     """Hold the folder of a run for as long as the block lasts; it is made if missing.
 
     Args:
@@ -62,21 +62,21 @@ def claimed(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> Iter
             "cache_dir to another folder."
         ) from None
     with lock:
-        yield Claim(name, runs / name)
+        yield RunFolder(name, runs / name)
 
 
-def empty(claim: Claim) -> None:
+def empty(folder: RunFolder) -> None:
     """Delete what a run has left that is finished, or was deleted in MLflow."""
-    for path in claim.folder.iterdir():
+    for path in folder.path.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != _LOCK:
             path.unlink()
 
 
-def discard(claim: Claim) -> None:
+def discard(folder: RunFolder) -> None:
     """Delete the folder of a run that is finished."""
-    shutil.rmtree(claim.folder, ignore_errors=True)
+    shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _identity(runs: Path) -> str:

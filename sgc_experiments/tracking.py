@@ -28,7 +28,7 @@ from sgc_experiments.config import DataConfig
 from sgc_experiments.delivery import is_outage, outage
 from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.past_runs import open_run
-from sgc_experiments.resumption import Claim, claimed, discard, empty
+from sgc_experiments.resumption import RunFolder, discard, empty, run_folder
 from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, added, commit
 
 __all__ = [
@@ -114,25 +114,25 @@ def start_run(
     with ExitStack() as stack:
         run = None
         try:
-            claim = _claim(stack, config, texts, nested=nested) if config else None
+            folder = _hold_folder(stack, config, texts, nested=nested) if config else None
             unfinished = run_id
-            if claim and not run_id:
-                unfinished = _unfinished_run(claim, nested=nested)
+            if folder and not run_id:
+                unfinished = _unfinished_run(folder, nested=nested)
             active = mlflow.start_run(
                 run_id=unfinished or None,
                 run_name=None if "MLFLOW_RUN_ID" in os.environ else name,
                 nested=nested,
                 parent_run_id=parent,
-                tags=texts | ({RESUME_KEY: claim.key} if claim else {}),
+                tags=texts | ({RESUME_KEY: folder.key} if folder else {}),
                 log_system_metrics=system_metrics,
             )
             run = TrackedRun(active.info.run_id, active.info.experiment_id)
             if REASON in active.data.tags:  # of the attempt that is gone on with
                 mlflow.delete_tag(REASON)
-            if claim:
+            if folder:
                 if not unfinished:
-                    empty(claim)
-                run.keep_in(claim.folder, logged=active.data.metrics)
+                    empty(folder)
+                run.keep_in(folder.path, logged=active.data.metrics)
             _show_as_model_training(run.experiment_id)
             yield run
             run.flush()
@@ -144,22 +144,24 @@ def start_run(
             if told is error:
                 raise
             raise told from None
-        if claim:
-            discard(claim)
+        if folder:
+            discard(folder)
 
 
-def _claim(stack: ExitStack, config: DataConfig, tags: Mapping[str, str], *, nested: bool) -> Claim:
+def _hold_folder(
+    stack: ExitStack, config: DataConfig, tags: Mapping[str, str], *, nested: bool
+) -> RunFolder:
     identity = dict(tags) | {"commit": commit(), "tracking_uri": mlflow.get_tracking_uri()}
     if nested:
         identity["parent"] = open_run().info.run_id
     dumped = config.model_dump(mode="json")
-    return stack.enter_context(claimed(config.cache_dir, dumped, **identity))
+    return stack.enter_context(run_folder(config.cache_dir, dumped, **identity))
 
 
-def _unfinished_run(claim: Claim, *, nested: bool) -> str:
+def _unfinished_run(folder: RunFolder, *, nested: bool) -> str:
     """The id of the run that this command has begun and not finished, or "".
 
-    Since the claim is held, no other process is at work on it. With ``mlflow run``, the run that
+    Since the folder is held, no other process is at work on it. With ``mlflow run``, the run that
     was opened for the command is given up for it.
     """
     inherited = None if nested else os.environ.get("MLFLOW_RUN_ID")
@@ -167,7 +169,7 @@ def _unfinished_run(claim: Claim, *, nested: bool) -> str:
     experiment = [MlflowClient().get_run(inherited).info.experiment_id] if inherited else None
     found = mlflow.search_runs(
         experiment,
-        filter_string=f"tags.{RESUME_KEY} = '{claim.key}'",
+        filter_string=f"tags.{RESUME_KEY} = '{folder.key}'",
         order_by=["attributes.start_time ASC"],
         output_format="list",
     )

@@ -9,7 +9,7 @@ import pytest
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
-from sgc_experiments.resumption import claimed
+from sgc_experiments.resumption import run_folder
 from sgc_experiments.tracked_run import added
 from sgc_experiments.tracking import Store, TrackedRun
 
@@ -61,6 +61,6 @@ def test_a_command_is_known_again_from_another_folder(tmp_path, monkeypatch, dat
         monkeypatch.delenv("SGC_DATA_DIR", raising=False)
         config = parse(TrainConfig, ["--dataset", dataset, "--cache_dir", str(tmp_path)])
         config = resolve_defaults(config, gpu=False)
-        with claimed(tmp_path, config.model_dump(mode="json")) as claim:
-            keys.append(claim.key)
+        with run_folder(tmp_path, config.model_dump(mode="json")) as folder:
+            keys.append(folder.key)
     assert (keys[0] == keys[1]) is same

@@ -1,7 +1,7 @@
 """One cell of the low-data ablation: one model, one training size, one seed, in one nested run.
 
 A cell runs in a process of its own. It is known by its key: a digest of everything that decides on
-its numbers. A finished cell is never fitted again, whichever study it belongs to; one that was
+its numbers. A finished cell is never fitted again, whichever ablation it belongs to; one that was
 broken off goes on in its run, from its last checkpoint.
 """
 
@@ -82,7 +82,7 @@ class CellJob:
     Attributes:
         cell: what to fit.
         store: of the runs.
-        parent: the study's run.
+        parent: the ablation's run.
         commit: of the code.
     """
 
@@ -140,7 +140,7 @@ def run_cell(job: CellJob) -> CellResult:
                 run_id = run.run_id
                 run.log_config(job.cell.config.model_dump())
                 run.log_environment()
-                # Of the study, by which the cell is found, even if files are edited meanwhile.
+                # Of the ablation, by which the cell is found, even if files are edited meanwhile.
                 run.set_tags({"commit": job.commit})
                 _fit(run, job.cell)
     except UserError as error:

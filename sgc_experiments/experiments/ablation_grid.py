@@ -96,7 +96,7 @@ def finish_cells(
     """Take over what is finished, fit what is not, and say what cannot be.
 
     Args:
-        run: the study's.
+        run: the ablation's.
         cells: of its grid.
         executor: where they are fitted, see `executors.execute`.
         workers: cells at work at once; 0: as many as a cluster has room for.

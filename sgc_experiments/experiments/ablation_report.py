@@ -65,11 +65,11 @@ class Curves(NamedTuple):
 def publish(
     run: TrackedRun, config: FewshotConfig, finished: Sequence[Finished], failed: Sequence[Failed]
 ) -> None:
-    """Log tables, figures and the page to the study's run, and register the cells.
+    """Log tables, figures and the page to the ablation's run, and register the cells.
 
     Args:
-        run: the study's.
-        config: of the study, resolved.
+        run: the ablation's.
+        config: of the ablation, resolved.
         finished: cells with a result; at least one.
         failed: the others.
     """
@@ -282,7 +282,7 @@ def _register(
         if cells:
             name = low_data_name(model, config.dataset)
             text = _description(model, config, curves)
-            publish_cells(name, cells, study=run.run_id, description=text)
+            publish_cells(name, cells, ablation=run.run_id, description=text)
             logger.info("registered %s: %d versions", name, len(cells))
 
 
@@ -304,7 +304,7 @@ def _description(model: str, config: FewshotConfig, curves: Sequence[Curves]) ->
     names = [figures.readable(metric) for metric in curves[0].by_metric]
     lines = [
         f"**{model}** on **{config.dataset}**, trained on ever fewer patients; one version per "
-        "cell of the study. *For research, not for diagnosis.*",
+        "cell of the ablation. *For research, not for diagnosis.*",
         "",
         "| patients | malignant | seeds | " + " | ".join(names) + " | best version |",
         "|---" * (4 + len(names)) + "|",

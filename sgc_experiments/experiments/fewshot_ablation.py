@@ -37,14 +37,14 @@ from sgc_experiments.tracking import (
 )
 from sgc_experiments.training_settings import choose_device
 
-# What may differ when a study is taken up again: it decides on no number.
+# What may differ when an ablation is taken up again: it decides on no number.
 _HOW = {"cache_dir", "config", "workers", "retry_failed", "executor"}
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse the command line and run the study."""
+    """Parse the command line and run the ablation."""
     fewshot_ablation(parse(FewshotConfig, arguments))
 
 
@@ -58,8 +58,8 @@ def fewshot_ablation(config: FewshotConfig) -> None:
     gpu = choose_device(config.device).type == "cuda"
     config = resolve_defaults(config, gpu=gpu)
     key = _study_key(config)
-    refusal = "Another process is at work on the same study; wait for it, or change a parameter."
-    with locked(config.cache_dir / "locks" / f"study-{key}.lock", refusal=refusal):
+    refusal = "Another process is at work on the same ablation; wait for it, or change a parameter."
+    with locked(config.cache_dir / "locks" / f"ablation-{key}.lock", refusal=refusal):
         earlier = _unfinished(key)
         # `mlflow run` has opened a run of its own, which then takes the place of the earlier one.
         resumed = earlier[-1] if earlier and "MLFLOW_RUN_ID" not in os.environ else ""
@@ -113,7 +113,7 @@ def _study_key(config: FewshotConfig) -> str:
 
 
 def _unfinished(key: str) -> list[str]:
-    """Runs of the same study that were broken off, oldest first."""
+    """Runs of the same ablation that were broken off, oldest first."""
     tags = {"study_key": key, "commit": commit()}
     runs = earlier_runs(None, tags=tags)
     return [
