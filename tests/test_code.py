@@ -12,7 +12,7 @@ LINES_OF_A_MODULE = 400
 LINES_OF_A_FUNCTION = 50
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()
-    for package in ("sgc_experiments", "baselines")
+    for package in ("sgc_experiments", "baselines", "benchmarks")
     for path in (ROOT / package).rglob("*.py")
 )
 
