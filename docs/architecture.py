@@ -25,7 +25,7 @@ PARTS = {
     "MLflow": "tracking tracked_run past_runs model_registry registered_models low_data_registry "
     "delivery",
     "this machine": "resumption file_lock claims interruption",
-    "parameters": "config command_line",
+    "parameters": "config command_line choices",
     "data": "data",
 }
 """Modules and packages of `sgc_experiments`, and `baselines`, by the part of the diagram."""

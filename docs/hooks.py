@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from sgc_experiments.__main__ import ENTRY_POINTS
+from sgc_experiments.choices import choices
 from sgc_experiments.config import PhantomConfig, YardsticksConfig
 from sgc_experiments.experiments import CONFIGS
 
@@ -108,7 +109,7 @@ def parameters_page() -> str:
     commands = {config.entry_point: config for config in (PhantomConfig, YardsticksConfig)}
     for name, config in (CONFIGS | commands).items():
         lines += [f"## {name}", "", f"{ENTRY_POINTS[name].capitalize()}.", ""]
-        lines += ["| parameter | default | what it is |", "|---|---|---|"]
+        lines += ["| parameter | default | what may be written | what it is |", "|---|---|---|---|"]
         lines += [_row(name, field) for name, field in config.model_fields.items()]
         lines += [""]
     return "\n".join(lines)
@@ -116,7 +117,7 @@ def parameters_page() -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     text = (field.description or "").replace("|", "\\|")
-    return f"| `{name}` | {_default(field.default)} | {text} |"
+    return f"| `{name}` | {_default(field.default)} | {choices(field)} | {text} |"
 
 
 def _default(value: object) -> str:

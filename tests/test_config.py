@@ -1,12 +1,21 @@
 """A wrong parameter gets one clear sentence; a right one gets where it should."""
 
+from typing import Annotated, get_args
+
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
+from sgc_experiments.choices import choices
+from sgc_experiments.classifier_settings import ClassifierSettings
 from sgc_experiments.command_line import parse
-from sgc_experiments.config import TrainConfig, resolve_defaults
+from sgc_experiments.config import EvaluateConfig, FewshotConfig, TrainConfig, resolve_defaults
+from sgc_experiments.data import CLASSES
 from sgc_experiments.errors import UserError
+from sgc_experiments.experiments import CONFIGS
+from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.train import run_name
+from sgc_experiments.training_settings import TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -120,3 +129,40 @@ def test_help_lists_every_parameter_with_its_default(capsys):
 )
 def test_a_runs_name_says_what_is_not_the_default(arguments, name):
     assert run_name(resolve_defaults(parse(TrainConfig, arguments), gpu=False)) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "text"),
+    [
+        (TrainConfig, "sde", "vp, cosine, log_snr, sub_vp or ve"),
+        (TrainConfig, "image_size", "a whole number from 16 to 1024 in steps of 8 or auto"),
+        (TrainConfig, "beta_max", "a number from above 0 to 1000"),
+        (TrainConfig, "dropout", "a number from 0 to below 1"),
+        (TrainConfig, "channels", "each a whole number from 4 to 2048"),
+        (TrainConfig, "unlabelled", "rest or a path"),
+        (TrainConfig, "balanced", "true or false"),
+        (TrainConfig, "patience", "a whole number from 0"),
+        (TrainConfig, "budget", ""),
+        (EvaluateConfig, "dataset", "phantom, inbreast, cbis_ddsm, vindr_mammo, table or auto"),
+        (FewshotConfig, "targets", "each a number from above 0 to below 1"),
+    ],
+)
+def test_what_may_be_written_comes_from_the_declaration(config, name, text):
+    assert choices(config.model_fields[name]) == text
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+def test_every_name_that_may_be_written_is_accepted(config):
+    for name, field in config.model_fields.items():
+        read = TypeAdapter(Annotated[field.annotation, field]).validate_python
+        for written in get_args(field.annotation):
+            if isinstance(written, str):
+                assert read(written) == written
+                assert written in choices(field), name
+
+
+def test_a_classifier_made_in_python_has_the_defaults_of_the_command_line():
+    # Whether to transpose is a matter of the input, which images do not tell.
+    config = resolve_defaults(parse(TrainConfig, ["--transpose", "false"]), gpu=False)
+    assert build_classifier(config, CLASSES).settings == ClassifierSettings()
+    assert training_settings(config) == TrainingSettings()

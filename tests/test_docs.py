@@ -42,6 +42,7 @@ def test_every_parameter_stands_on_its_page(site):
         section = page.split(f'<h2 id="{config.entry_point}">')[1].split("<h2")[0]
         for name in config.model_fields:
             assert f"<code>{name}</code>" in section
+    assert "vp, cosine, log_snr, sub_vp or ve" in page
 
 
 def test_every_entry_point_has_a_page():

@@ -39,8 +39,8 @@ class DataConfig(Config):
     )
     image_size: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] | Auto = Field(
         AUTO,
-        description="the side of the prepared image in pixels, a multiple of 8 from 16 to 1024; "
-        "for sgc with the usual channels and patch a multiple of 16",
+        description="the side of the prepared image in pixels (for sgc with the usual channels and "
+        "patch a multiple of 16)",
     )
     clahe: bool = Field(False, description="contrast-limited adaptive histogram equalisation")
     birads3: Literal["benign", "drop"] = Field(
@@ -70,7 +70,7 @@ class DataConfig(Config):
         description="the share of test patients where there is no official split",
     )
     n_patients: Annotated[int, Field(ge=4)] | Literal["all"] = Field(
-        "all", description="how many training and validation patients to use, or all"
+        "all", description="how many training and validation patients to use"
     )
     training_prevalence: Annotated[float, Field(gt=0, lt=1)] | Auto = Field(
         AUTO,
