@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
+from sgc_experiments.config import TrainConfig
+from sgc_experiments.config.types import Dataset
+from sgc_experiments.data import READERS
+from sgc_experiments.experiments import model_card, models
+from sgc_experiments.sde import SDES
 from tests.conftest import ROOT
 from tests.own_images import write_own_images
 
@@ -43,3 +49,12 @@ def test_an_example_runs(title, workspace):
         assert run.info.status == "FINISHED"
         assert run.data.metrics == {"images_carcinoma": 6, "images_cyst": 6}
         assert run.data.params["config.dataset"] == "table"
+
+
+def test_the_lists_that_it_names_agree():
+    assert set(get_args(Dataset)) == set(READERS) == set(model_card._LABELS)
+    sdes = get_args(TrainConfig.model_fields["sde"].annotation)
+    assert set(sdes) == set(SDES) == set(models._SDE_PARAMETERS)
+    assert {name: models._simple(name).kind for name in models._SIMPLE} == {
+        name: name for name in models._SIMPLE
+    }

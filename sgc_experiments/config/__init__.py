@@ -15,12 +15,11 @@ from sgc_experiments.config.fit import (
     resolve_defaults,
 )
 from sgc_experiments.config.tune import TuneConfig, resolve_tuning
-from sgc_experiments.config.types import AUTO, DATASETS, GENERATIVE_MODEL, settled
+from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL, settled
 from sgc_experiments.config.use import EvaluateConfig, PredictConfig
 
 __all__ = [
     "AUTO",
-    "DATASETS",
     "GENERATIVE_MODEL",
     "BaselineConfig",
     "CompareConfig",

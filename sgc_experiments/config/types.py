@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 GENERATIVE_MODEL = "sgc"
-DATASETS = ("phantom", "inbreast", "cbis_ddsm", "vindr_mammo", "table")
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"

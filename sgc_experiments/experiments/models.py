@@ -6,6 +6,7 @@ scikit-learn, which take seconds to import, are imported for the models that nee
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from sgc_experiments.protocol import Classifier
 from sgc_experiments.training import TrainingSettings
 
 if TYPE_CHECKING:
-    from baselines.simple import LogisticRegressionClassifier, MajorityClassifier
+    from baselines.discriminative import DiscriminativeClassifier
 
 _NETWORK_AND_OBJECTIVE = (
     "image_size",
@@ -51,7 +52,11 @@ _TIMM = (
     "drop_path_rate",
 )
 _CHANGES = ("rotation", "scale", "shift", "contrast", "brightness")
-_SIMPLE = ("logistic_regression", "majority")
+# Models that are no network: where the class stands.
+_SIMPLE = {
+    "logistic_regression": ("baselines.simple", "LogisticRegressionClassifier"),
+    "majority": ("baselines.simple", "MajorityClassifier"),
+}
 _SDE_PARAMETERS = {
     "vp": ("beta_min", "beta_max", "log_snr_shift"),
     "sub_vp": ("beta_min", "beta_max", "log_snr_shift"),
@@ -148,11 +153,10 @@ def load_classifier(folder: Path) -> Classifier:
     return TimmClassifier.load(folder)
 
 
-def _simple(kind: str) -> type[LogisticRegressionClassifier | MajorityClassifier]:
-    from baselines import simple
-
-    known = simple.LogisticRegressionClassifier, simple.MajorityClassifier
-    return next(found for found in known if found.kind == kind)
+def _simple(kind: str) -> type[DiscriminativeClassifier]:
+    module, name = _SIMPLE[kind]
+    found: type[DiscriminativeClassifier] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def check_model(name: str) -> None:
