@@ -31,7 +31,7 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
+def _stop(_signum: int, _frame: FrameType | None) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _give_up)
@@ -39,7 +39,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _give_up(signum: int, frame: FrameType | None) -> None:
+def _give_up(_signum: int, _frame: FrameType | None) -> None:
     """End at once: files are whole at any moment, and an open run is found all the same."""
     sys.stderr.write("Stopped without having told the tracking server, which did not answer.\n")
     sys.stderr.flush()

@@ -90,7 +90,7 @@ def publish(
             columns={"size": "prevalence"}
         )
     tables["cells"] = _cell_table(finished, failed)
-    drawn = _figures(curves, skew, tables, max(config.targets, default=None))
+    drawn = _figures(curves, skew, tables)
     findings = ablation_findings.sentences(curves, tables, reference, failed)
     for name, table in tables.items():
         run.log_table(table, name)
@@ -241,7 +241,6 @@ def _figures(
     curves: Sequence[Curves],
     skew: tuple[int, dict[str, LearningCurves]] | None,
     tables: dict[str, pd.DataFrame],
-    target: float | None,
 ) -> dict[str, Figure]:
     drawn = {}
     for prevalence, by_metric in curves:

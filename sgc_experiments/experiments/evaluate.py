@@ -258,13 +258,13 @@ def _report(
         "",
         *lines,
         "",
-        _what_was_chosen(config, model),
+        _what_was_chosen(config),
     ]
     run.describe("\n".join(text))
     logger.info("%s", "\n".join(lines))
 
 
-def _what_was_chosen(config: EvaluateConfig, model: FittedModel) -> str:
+def _what_was_chosen(config: EvaluateConfig) -> str:
     chosen = "Thresholds and temperature are those of training"
     if config.likelihood != AUTO:
         chosen = (

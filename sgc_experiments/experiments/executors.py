@@ -10,7 +10,7 @@ from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.ray_executor import run_on_ray
 from sgc_experiments.experiments.worker_processes import WorkerDied, run_in_processes
 
-LOCAL, RAY = "local", "ray"
+_RAY = "ray"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -35,14 +35,14 @@ def execute(
         threads: that each may use.
         gpu: whether each needs a GPU.
     """
-    if executor == RAY:
+    if executor == _RAY:
         return run_on_ray(work, jobs, workers=workers, threads=threads, gpus=int(gpu))
     return run_in_processes(work, jobs, workers=workers, threads=threads)
 
 
 def is_cluster(executor: str) -> bool:
     """Whether the jobs may run on other machines than this one."""
-    return executor == RAY and bool(os.environ.get("RAY_ADDRESS"))
+    return executor == _RAY and bool(os.environ.get("RAY_ADDRESS"))
 
 
 def check_shared(executor: str, uri: str, what: str) -> None:

@@ -159,7 +159,8 @@ def fit(
     )
     history = pd.DataFrame(result.history)
     run.log_table(history, "training_history")
-    run.log_figure(figures.training_curves(history), "training_curves")
+    drawn = figures.training_curves(history, best_step=result.best_step)
+    run.log_figure(drawn, "training_curves")
     if run.folder is None:  # else they go when the run is finished
         shutil.rmtree(checkpoint_dir, ignore_errors=True)
 

@@ -143,7 +143,7 @@ def _serve(connection: Connection, threads: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be put in order
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
