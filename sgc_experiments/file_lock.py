@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sgc_experiments.errors import UserError
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
+def locked(
+    path: Path, *, refusal: str | None = None, on_wait: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold a lock file.
 
     Args:
         path: of the file; it and its folder are made if missing.
         refusal: what to tell a user who cannot have it at once; None: wait.
+        on_wait: called before waiting for another process.
 
     Raises:
         UserError: another process holds it, and there is a refusal.
@@ -24,7 +27,11 @@ def locked(path: Path, *, refusal: str | None = None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(str(refusal)) from None
+            if refusal:
+                raise UserError(refusal) from None
+            if on_wait:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,6 +7,7 @@ not ended `SECONDS` after the first one is ended: a tracking server may not answ
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -63,3 +64,13 @@ def held_back() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
+
+
+def end_with_the_caller() -> None:
+    """Wait for the death of the process that started this one, and follow it.
+
+    A caller that is killed closes no line: its workers would wait for ever.
+    """
+    if caller := multiprocessing.parent_process():
+        caller.join()
+        os.kill(os.getpid(), signal.SIGKILL)

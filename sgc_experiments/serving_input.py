@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from sgc_experiments.data.boxes import CORNERS, RULE, Box, is_box
 from sgc_experiments.data.dicom import MAX_FILE_BYTES
 from sgc_experiments.errors import UserError
 
 MOST_FILES = 16
 MOST_ARRAYS = 1024
-CORNERS = ("x0", "y0", "x1", "y1")
 _MOST_BASE64 = 4 * (MAX_FILE_BYTES // 3 + 1)
 
 
@@ -29,7 +29,7 @@ class File(NamedTuple):
     """A file of a request, and the lesion box in its pixels, if one was given."""
 
     data: bytes
-    box: tuple[float, float, float, float] | None
+    box: Box | None
 
 
 def read_files(model_input: Any) -> list[File] | None:
@@ -138,7 +138,7 @@ def _decoded(content: Any, number: int) -> bytes:
     return data
 
 
-def _box(row: Mapping[str, Any], number: int) -> tuple[float, float, float, float] | None:
+def _box(row: Mapping[str, Any], number: int) -> Box | None:
     corners: list[Any] = [row.get(name) for name in CORNERS]
     absent = [corner is None or corner != corner for corner in corners]
     if all(absent):
@@ -150,6 +150,6 @@ def _box(row: Mapping[str, Any], number: int) -> tuple[float, float, float, floa
     if any(absent) or not numeric or not all(math.isfinite(corner) for corner in corners):
         raise UserError(f"Image {number} needs all of x0, y0, x1, y1 as numbers, or none.")
     x0, y0, x1, y1 = (float(corner) for corner in corners)
-    if not (0 <= x0 < x1 and 0 <= y0 < y1):
-        raise UserError(f"The box of image {number} is not 0 ≤ x0 < x1 and 0 ≤ y0 < y1.")
+    if not is_box(x0, y0, x1, y1):
+        raise UserError(f"The box of image {number} is not {RULE}.")
     return x0, y0, x1, y1

@@ -14,16 +14,13 @@ fill a cache while others wait for it. The arrays are verified at every opening;
 rebuilt. Memory does not grow with the number of images.
 """
 
-import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -36,6 +33,7 @@ from sgc_experiments.data.prepare import PreparedImage, PrepareTask, prepare_fil
 from sgc_experiments.data.preprocess import PreprocessSettings
 from sgc_experiments.data.rejection import RejectedFile
 from sgc_experiments.errors import UserError
+from sgc_experiments.file_lock import locked
 
 VERSION = 1
 """Raised whenever the same files and settings would give other images than before."""
@@ -96,8 +94,7 @@ def open_cache(
     """
     folder = cache_dir / "images" / _key(table, settings, root)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock"), on_wait=_tell_of_waiting):
             if not _intact(folder):
                 builder = _Builder(folder.with_suffix(".partial"), table, settings)
                 builder.build(workers=workers, progress=progress)
@@ -114,6 +111,10 @@ def open_cache(
         ) from None
 
 
+def _tell_of_waiting() -> None:
+    _log.info("Another process is preparing the same images; waiting for it")
+
+
 def _key(table: pd.DataFrame, settings: PreprocessSettings, root: Path) -> str:
     """Return the name of the cache: a hash over what its content depends on."""
     key = hashlib.sha256(json.dumps([VERSION, settings.as_dict()], sort_keys=True).encode())
@@ -126,18 +127,6 @@ def _key(table: pd.DataFrame, settings: PreprocessSettings, root: Path) -> str:
         row = [image_id, os.path.relpath(path, root), *identity, lesions[:1]]
         key.update(json.dumps(row).encode())
     return key.hexdigest()[:24]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel frees it when the process ends, however it ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("Another process is preparing the same images; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _intact(folder: Path) -> bool:

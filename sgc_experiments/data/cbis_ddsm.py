@@ -26,10 +26,11 @@ from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.cbis_ddsm_files import FOLDER, ReleaseFiles, find_files
 from sgc_experiments.data.cbis_ddsm_masks import LesionMask, lesion_boxes
 from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
-from sgc_experiments.data.schema import COLUMNS, Box, check_table, hashed
+from sgc_experiments.data.schema import COLUMNS, check_table, hashed
 from sgc_experiments.errors import UserError
 
 log = logging.getLogger("sgc_experiments.data")

@@ -25,11 +25,11 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from sgc_experiments.data import codestream
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.dicom import read_bytes, read_stored
 from sgc_experiments.data.dicom_header import MAX_SIDE, silenced
 from sgc_experiments.data.pixel_data import decode_jpeg_file
-from sgc_experiments.data.preprocess import Box
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 log = logging.getLogger("sgc_experiments.data")

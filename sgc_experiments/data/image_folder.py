@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sgc_experiments.data.boxes import CORNERS, RULE, Box
 from sgc_experiments.data.cache import open_cache
-from sgc_experiments.data.preprocess import Box, PreprocessSettings
+from sgc_experiments.data.preprocess import PreprocessSettings
 from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
 from sgc_experiments.data.schema import hashed
+from sgc_experiments.data.table import read_corners
 from sgc_experiments.errors import UserError
 
 SUFFIXES = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy", "")
 # Clipped to the image, this is the whole of it.
 FULL_BOX: Box = (0.0, 0.0, 1e9, 1e9)
-_COLUMNS = ("path", "x0", "y0", "x1", "y1")
 
 log = logging.getLogger("sgc_experiments.data")
 
@@ -140,18 +141,15 @@ def read_boxes(path: Path) -> dict[str, Box]:
         raise UserError(f"boxes={path} is no file; give a CSV table, or boxes=full.")
     rows = read_csv_text(path)
     problems = Problems("box")
-    if absent := [name for name in _COLUMNS if name not in rows.columns]:
+    if absent := [name for name in ("path", *CORNERS) if name not in rows.columns]:
         problems.add(f"{path.name}: no column {', '.join(absent)}")
     problems.raise_if_any()
-    corners = rows[list(_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce").astype(float)
-    finite = corners.abs().lt(float("inf")).all(axis=1)
-    x0, y0, x1, y1 = (corners[name] for name in _COLUMNS[1:])
-    good = finite & (x0 >= 0) & (y0 >= 0) & (x1 > x0) & (y1 > y0)
+    boxes = read_corners(rows)
     names = rows["path"].map(lambda name: os.path.normpath(name.replace("\\", "/")))
     for what, wrong in (
-        ("the box is not 0 ≤ x0 < x1 and 0 ≤ y0 < y1", ~good),
+        (f"the box is not {RULE}", pd.Series([box is None for box in boxes])),
         ("path occurs twice", names.duplicated(keep=False)),
     ):
         problems.add_rows(path.name, what, row_numbers(wrong))
     problems.raise_if_any()
-    return dict(zip(names, corners.itertuples(index=False, name=None), strict=True))
+    return {name: box for name, box in zip(names, boxes, strict=True) if box}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.rejection import Reason, RejectedFile
-from sgc_experiments.data.schema import Box
 
 MAX_FILE_BYTES = 16 << 20
 

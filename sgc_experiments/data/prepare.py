@@ -10,8 +10,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.dicom import decode_file, read_image
-from sgc_experiments.data.preprocess import Box, PreprocessSettings, preprocess
+from sgc_experiments.data.preprocess import PreprocessSettings, preprocess
 
 
 class PrepareTask(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 FULL_RANGE = 65535
@@ -33,8 +34,6 @@ _RIM = 13  # thumbnail pixels: percentiles are taken so far (half of it) inside 
 _SMALLEST_BREAST = 0.01  # of the image
 _BREAST_PERCENTILES = (0.5, 99.5)
 _HEADROOM = 0.25  # of the percentile range, kept above it for calcifications
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,6 @@ COLUMNS = (
 _ROWS_SHOWN = 20
 _QUARANTINE, _CLASSES = "quarantine", "classes"
 
-Box = tuple[float, float, float, float]
-
 
 def hashed(kind: str, *parts: str, salt: str) -> str:
     """Return the pseudonym of something, such as "img-3fa9c1d2e4b5".

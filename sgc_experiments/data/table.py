@@ -23,15 +23,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from sgc_experiments.data.boxes import CORNERS, RULE, Box, is_box
 from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
-from sgc_experiments.data.schema import COLUMNS, Box, check_table, hashed, set_classes
+from sgc_experiments.data.schema import COLUMNS, check_table, hashed, set_classes
 from sgc_experiments.errors import UserError
 
 log = logging.getLogger("sgc_experiments.data")
 
 SALT = "table"
 REQUIRED = ("path", "patient", "label")
-CORNERS = ("x0", "y0", "x1", "y1")
 OPTIONAL = ("image id", "exam", "laterality", "view", "density", "birads", "split", *CORNERS)
 MOST_CLASSES = 50
 LATERALITIES = {"": "", "l": "L", "left": "L", "r": "R", "right": "R"}
@@ -152,19 +152,17 @@ def _files(paths: pd.Series, root: Path, name: str, problems: Problems) -> list[
 
 
 def _boxes(rows: pd.DataFrame, name: str, problems: Problems) -> list[Box | None]:
-    corners = rows[list(CORNERS)]
-    given = (corners != "").any(axis=1)
-    numbers = corners.apply(pd.to_numeric, errors="coerce").astype(float)
-    x0, y0, x1, y1 = (numbers[corner] for corner in CORNERS)
-    finite = numbers.abs().lt(float("inf")).all(axis=1)
-    good = finite & (x0 >= 0) & (y0 >= 0) & (x1 > x0) & (y1 > y0)
-    problems.add_rows(
-        name, "the box is not 0 ≤ x0 < x1 and 0 ≤ y0 < y1", row_numbers(given & ~good)
-    )
-    return [
-        tuple(box) if has else None
-        for has, box in zip(given, numbers.itertuples(index=False, name=None), strict=True)
-    ]
+    boxes = read_corners(rows)
+    given = (rows[list(CORNERS)] != "").any(axis=1)
+    missing = pd.Series([box is None for box in boxes])
+    problems.add_rows(name, f"the box is not {RULE}", row_numbers(given & missing))
+    return boxes
+
+
+def read_corners(rows: pd.DataFrame) -> list[Box | None]:
+    """The box of every row from its texts `x0`, `y0`, `x1`, `y1`; None where they make none."""
+    numbers = rows[list(CORNERS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    return [box if is_box(*box) else None for box in numbers.itertuples(index=False, name=None)]
 
 
 def _translated(

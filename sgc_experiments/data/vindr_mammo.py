@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
-from sgc_experiments.data.schema import COLUMNS, Box, check_table, hashed
+from sgc_experiments.data.schema import COLUMNS, check_table, hashed
 from sgc_experiments.errors import UserError
 
 log = logging.getLogger("sgc_experiments.data")

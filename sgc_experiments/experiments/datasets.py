@@ -10,12 +10,11 @@ import numpy as np
 
 from sgc_experiments.config import AUTO, DataConfig, FitConfig, settled
 from sgc_experiments.data import ImageDataset, load_dataset
-from sgc_experiments.data.splits import Split, low_data_subset, make_folds, make_split
+from sgc_experiments.data.splits import SUBSETS, Split, low_data_subset, make_folds, make_split
 from sgc_experiments.experiments.leakage import check_subsets
 from sgc_experiments.tracking import TrackedRun
 from sgc_experiments.training import ImageSet
 
-SUBSETS = ("train", "validation", "test")
 _OF_THE_SPLIT = {
     "n_patients",
     "training_prevalence",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
-from sgc_experiments.experiments.datasets import SUBSETS, Data
+from sgc_experiments.data.splits import SUBSETS
+from sgc_experiments.experiments.datasets import Data
 
 _LABELS = {
     "phantom": "Synthetic mammograms (the phantom); the label is the simulated malignancy of the "

@@ -19,10 +19,10 @@ import pandas as pd
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import PredictConfig
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.image_folder import FULL_BOX, find_images, read_boxes
 from sgc_experiments.data.prepare import PrepareTask, prepare_file
-from sgc_experiments.data.preprocess import Box
 from sgc_experiments.data.rejection import Reason, RejectedFile
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.fitted import FittedModel, load_fitted

@@ -15,7 +15,8 @@ from sgc_experiments import figures
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import PrepareConfig, resolve_defaults
 from sgc_experiments.data import ImageDataset, show_stages
-from sgc_experiments.experiments.datasets import SUBSETS, Data, load_data, log_data
+from sgc_experiments.data.splits import SUBSETS
+from sgc_experiments.experiments.datasets import Data, load_data, log_data
 from sgc_experiments.tracking import TrackedRun, start_run
 from sgc_experiments.training_settings import choose_device
 

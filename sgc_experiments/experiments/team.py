@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from sgc_experiments import ranks
 from sgc_experiments.data.decode_pool import available_cores
 from sgc_experiments.errors import UserError, trace_without_messages
-from sgc_experiments.experiments.worker_processes import end_with_the_caller
+from sgc_experiments.interruption import end_with_the_caller
 from sgc_experiments.training import TrainingDiverged
 from sgc_experiments.training_settings import choose_device
 

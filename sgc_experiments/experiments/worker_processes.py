@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, TypeVar
 
+from sgc_experiments.interruption import end_with_the_caller
+
 _SECONDS_TO_STOP = 20.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -145,11 +147,3 @@ def _serve(connection: Connection, threads: int) -> None:
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def end_with_the_caller() -> None:
-    """Wait for the death of the process that started this one, and follow it."""
-    caller = multiprocessing.parent_process()
-    if caller is not None:
-        caller.join()
-        os.kill(os.getpid(), signal.SIGKILL)

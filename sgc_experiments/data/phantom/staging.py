@@ -20,6 +20,7 @@ import cv2
 
 from sgc_experiments.data.phantom.render import is_malignant
 from sgc_experiments.errors import UserError
+from sgc_experiments.interruption import end_with_the_caller
 from sgc_experiments.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -120,14 +121,7 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_caller, daemon=True).start()
-
-
-def _end_with_the_caller() -> None:
-    """A caller that is killed closes no queue: its workers would wait for ever."""
-    if caller := multiprocessing.parent_process():
-        caller.join()
-        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=end_with_the_caller, daemon=True).start()
 
 
 def ranks(patients: int, *, seed: int) -> list[tuple[bool, int]]:
