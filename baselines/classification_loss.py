@@ -46,9 +46,17 @@ class ClassificationLoss:
         self.label_smoothing, self.mixup = label_smoothing, mixup
 
     def loss(
-        self, network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        step: int,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch (B, 1, S, S), and metrics for the log; `network` in training mode."""
+        """Loss of a batch (B, 1, S, S), and metrics for the log; `network` in training mode.
+
+        It is the same at every `step`.
+        """
         other, share = self._partners(len(labels), generator)
         if other is not None:
             images = share * images + (1 - share) * images[other]

@@ -101,7 +101,7 @@ def _training_step(size: Size, classifier: ScoreBasedClassifier) -> tuple[list[f
     labels = torch.arange(len(x)) % 2
 
     def gradient() -> None:
-        loss, _ = classifier.objective.loss(classifier.network, x, labels, torch.Generator())
+        loss, _ = classifier.objective.loss(classifier.network, x, labels, torch.Generator(), 0)
         loss.backward()
 
     flops = _flops(gradient)

@@ -141,6 +141,7 @@ class ScoreBasedClassifier:
         if self._start is not None:
             self.network.load_state_dict(self._weights_of(self._start))
         self._standardise_to(train_set.images)
+        self.objective.forget()
         result = train(
             self.network,
             self.objective,

@@ -1,14 +1,15 @@
 """From the command line to a validated configuration.
 
-The command line (``--name value``), ``mlflow run -P name=value``, environment variables
-(``SGC_NAME``) and a YAML file (``config=FILE``) all end in the same validated object, in that order
-of precedence. A mistake in any of them is told in one sentence.
+The command line (``--name value``), which ``mlflow run -P name=value`` writes, a YAML file
+(``config=FILE``) and environment variables (``SGC_NAME``) all end in the same validated object, in
+that order of precedence. A mistake in any of them is told in one sentence.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -44,6 +45,8 @@ def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
         SystemExit: after ``--help``.
     """
     given = _read_arguments(config_class, arguments)
+    if file := os.environ.get("SGC_CONFIG"):
+        given = {"config": file} | given
     if "config" in given:
         given = _read_yaml(config_class, Path(given["config"])) | given
     try:

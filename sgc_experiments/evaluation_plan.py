@@ -32,14 +32,12 @@ class EvaluationPlan:
         log_snr_max: Upper end.
         draws: Noise draws per class.
         symmetries: Symmetries of the square, taken in turns over the draws.
-        antithetic: Whether draws come in pairs of opposite noise.
     """
 
     log_snr_min: float
     log_snr_max: float
     draws: int
     symmetries: tuple[int, ...] = (0,)
-    antithetic: bool = False
 
     def make_draws(self, image_size: int, *, draws: int, seed: int = 0) -> Draws:
         """Draws for images (1, S, S)."""
@@ -48,7 +46,6 @@ class EvaluationPlan:
             LogSNRDensity.uniform(self.log_snr_min, self.log_snr_max),
             draws,
             seed=seed,
-            antithetic=self.antithetic,
             symmetries=self.symmetries,
         )
 
@@ -71,8 +68,11 @@ def choose_band(
         draws: How many a prediction has.
 
     Returns:
-        The ends of the band; the whole range if fewer than two classes have images.
+        The ends of the band; the whole range if it is too narrow to choose from, or fewer than two
+        classes have images.
     """
+    if high - low < _NARROWEST or len(np.unique(labels)) < 2:
+        return low, high
     edges = np.linspace(low, high, _EDGES)
     bands, found = [], []
     for start in edges:
@@ -82,41 +82,51 @@ def choose_band(
             repeats = max(1, len(inside) // draws)
             scores = [-errors[:, inside[r::repeats]].sum(1).numpy() for r in range(repeats)]
             bands.append((float(start), float(end)))
-            parts = [_placements(part, labels) for part in scores]
-            found.append([np.mean(side, axis=0) for side in zip(*parts, strict=True)])
-    if not found[0]:
-        return low, high
-    auc = np.array([np.mean([side.mean() for side in sides]) for sides in found])
+            found.append(np.mean([_placements(part, labels) for part in scores], axis=0))
+    classes = np.unique(labels)
+    auc = np.array([np.mean([f[labels == c].mean() for c in classes]) for f in found])
     best = int(auc.argmax())
     equal = [
         k
         for k in range(len(bands))
-        if auc[best] - auc[k] <= _PROVEN * _standard_error(found[best], found[k])
+        if auc[best] - auc[k] <= _PROVEN * _standard_error(found[best] - found[k], labels)
     ]
     # Of equally wide ones the better.
     return bands[max(equal, key=lambda k: (round(bands[k][1] - bands[k][0], 6), auc[k]))]
 
 
-def _placements(scores: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """For each pair of classes that have images, two arrays whose means are both its AUC.
+def _placements(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each image the share of the other classes' images that it is told from, (N,).
 
-    They hold, for every image of the one class, the share of the other's that it is told from
-    (DeLong et al., Biometrics 44(3), 1988).
+    It is the mean over those classes. The mean over the images of a class, and of that over the
+    classes, is the mean AUC of all pairs of classes. With two, these are the placements of
+    DeLong et al., Biometrics 44(3), 1988.
     """
-    sides = []
-    for first, second in combinations(np.unique(labels), 2):
+    shares = np.zeros(len(labels))
+    classes = np.unique(labels)
+    for first, second in combinations(classes, 2):
+        one, other = labels == first, labels == second
         difference = scores[:, second] - scores[:, first]
-        above = np.sign(difference[labels == second][:, None] - difference[labels == first][None])
-        greater = (above + 1) / 2
-        sides += [greater.mean(1), greater.mean(0)]
-    return sides
+        greater = (np.sign(difference[other][:, None] - difference[one][None]) + 1) / 2
+        shares[other] += greater.mean(1)
+        shares[one] += greater.mean(0)
+    return shares / (len(classes) - 1)
 
 
-def _standard_error(one: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """Of the difference of two mean AUCs over the same images, from their `_placements`."""
-    variances = [(a - b).var() / len(a) for a, b in zip(one, other, strict=True)]
-    # Two sides per pair, and the mean over pairs.
-    return math.sqrt(sum(variances)) / (len(variances) / 2)
+def _standard_error(difference: np.ndarray, labels: np.ndarray) -> float:
+    """Of the difference of two mean AUCs over the same images, from that of their `_placements`.
+
+    An image stands in as many pairs of classes as there are other classes, and its placements there
+    go up and down together: their mean is one term, and the terms of different images are
+    independent. To first order the mean AUC varies twice as much as the mean over the classes of
+    their placements' means: an image counts in its own class's mean and in those it is told from.
+    """
+    classes = np.unique(labels)
+    parts = [difference[labels == c] for c in classes]
+    if min(map(len, parts)) < 2:
+        return math.inf
+    variance = sum(part.var(ddof=1) / len(part) for part in parts)
+    return 2 / len(classes) * math.sqrt(variance)
 
 
 def mean_pairwise_auc(scores: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:

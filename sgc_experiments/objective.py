@@ -14,12 +14,12 @@ from independently ("uniform": in w's own measure) or "stratified" over the batc
 "importance", a density that follows √E loss² as it is seen.
 
 The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
-class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ): the
-root mean square of the classes' differences there, as seen so far. Without it a single draw is so
-overconfident that a few images make the whole cross-entropy. c is an image's own class or another,
-drawn at random, so that a step costs two passes however many classes there are. h grows from zero
-over the first batches: a network that cannot denoise yet follows the cross-entropy's noise alone,
-and at high learning rates may not learn to denoise any more.
+class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ):
+half the root mean square of the two classes' difference there, as seen so far. Without it a single
+draw is so overconfident that a few images make the whole cross-entropy. c is an image's own class
+or another, drawn at random, so that a step costs two passes however many classes there are. h
+grows from zero over the first steps: a network that cannot denoise yet follows the cross-entropy's
+noise alone, and at high learning rates may not learn to denoise any more.
 """
 
 import math
@@ -27,13 +27,13 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot, softplus
 
 from sgc_experiments.batches import to_model_range
 from sgc_experiments.evaluation_plan import mean_pairwise_auc
 from sgc_experiments.likelihood import make_draws, squared_errors
 from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
-from sgc_experiments.score_network import ScoreNetwork, alpha_sigma, repeat
+from sgc_experiments.score_network import ScoreNetwork, alpha_sigma
 from sgc_experiments.sde import SDE
 
 WEIGHTINGS = ("elbo", "simple", "min_snr", "sigmoid")
@@ -42,7 +42,7 @@ _WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
-_PHASED_IN = 300  # batches until h is whole
+_PHASED_IN = 300  # steps until h is whole
 
 
 class DenoisingScoreMatching(nn.Module):
@@ -101,8 +101,6 @@ class DenoisingScoreMatching(nn.Module):
         # The same of squared class differences, in nats.
         self.register_buffer("squared_evidence", torch.zeros(_BINS, dtype=torch.float64))
         self.register_buffer("evidence_seen", torch.zeros(_BINS, dtype=torch.float64))
-        self.contested: Tensor  # batches with a cross-entropy, so far
-        self.register_buffer("contested", torch.zeros((), dtype=torch.int64))
 
     def _check(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
@@ -149,8 +147,18 @@ class DenoisingScoreMatching(nn.Module):
             masses = (1 - _FLOOR) * ideal / ideal.sum() + _FLOOR * masses
         return LogSNRDensity(torch.linspace(self.low, self.high, _BINS + 1), masses)
 
+    def forget(self) -> None:
+        """Start the running statistics anew, as a new training does."""
+        for statistic in self.buffers():
+            statistic.zero_()
+
     def loss(
-        self, network: ScoreNetwork, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        network: ScoreNetwork,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        step: int,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, and metrics for the log.
 
@@ -159,6 +167,7 @@ class DenoisingScoreMatching(nn.Module):
             images: (B, 1, S, S), range [−1, 1].
             labels: int64 (B,); −1 means without a label.
             generator: Source of all noise, on the device of the images.
+            step: Steps taken before this one, which decide how far h has grown.
         """
         x = network.standardise(images)
         density = self.sampling_density()
@@ -178,8 +187,7 @@ class DenoisingScoreMatching(nn.Module):
         metrics = {"denoising_loss": float(total.detach())}
         if len(pair_errors):
             entropy = self._cross_entropy(x, log_snr[~null.cpu()], pair_errors)
-            self.contested += 1
-            phase = min(1.0, int(self.contested) / _PHASED_IN)
+            phase = min(1.0, (step + 1) / _PHASED_IN)
             total = total + phase * self.hybrid_weight * entropy
             metrics["class_loss"] = float(entropy.detach())
         return total, metrics
@@ -277,11 +285,8 @@ class DenoisingScoreMatching(nn.Module):
             "validation_accuracy": float((evidence.argmax(1) == target).double().mean()),
             "validation_auc": mean_pairwise_auc(evidence.numpy(), labels, range(network.classes)),
         }
-        if self.hybrid_weight:
-            # Draw by draw, as in training.
-            temperature = self._temperature(draws.log_snr)[:, None]
-            logits = -self._evidence_scale(x) * per_pixel / temperature
-            entropy = float(cross_entropy(logits.flatten(0, 1), repeat(target, len(draws))))
+        if self.hybrid_weight and network.classes > 1:
+            entropy = _pairwise_cross_entropy(self._evidence_scale(x) * per_pixel, target)
             metrics["validation_class_loss"] = entropy
             metrics["validation_loss"] += self.hybrid_weight * entropy
         return metrics
@@ -294,6 +299,24 @@ class DenoisingScoreMatching(nn.Module):
 def _mean_square(x: Tensor) -> Tensor:
     """Over the last three dimensions, those of an image."""
     return x.square().flatten(-3).mean(-1)
+
+
+def _pairwise_cross_entropy(errors: Tensor, labels: Tensor) -> float:
+    """The cross-entropy of training on held-out images: draw by draw, own class against another.
+
+    The temperature of a draw is that of these errors themselves: by the one that training has come
+    to, the same network would be judged otherwise at every call.
+
+    Args:
+        errors: In nats, (N, K, C).
+        labels: int64 (N,).
+    """
+    own = errors[torch.arange(len(errors)), :, labels]
+    others = ~one_hot(labels, errors.shape[2]).bool()
+    margin = (errors - own[:, :, None])[others[:, None].expand_as(errors)]
+    margin = margin.view(len(errors), errors.shape[1], -1)
+    temperature = (margin / 2).square().mean((0, 2), keepdim=True).sqrt().clamp(min=1)
+    return float(softplus(-margin / temperature).mean())
 
 
 def _with_another(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:

@@ -103,9 +103,17 @@ class Objective(Protocol):
     monitor: str
 
     def loss(
-        self, network: Any, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        network: Any,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        step: int,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,)."""
+        """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,).
+
+        `step` is the number of optimiser steps taken before.
+        """
         ...
 
     def validate(self, network: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -302,7 +310,7 @@ class _Run:
         self.network.train()
         metrics: dict[str, float] = defaultdict(float)
         parts = [
-            (some, theirs, generator)
+            (some, theirs, generator, self.state.step)
             for some, theirs in zip(
                 *(x.chunk(settings.accumulate) for x in (images, labels)), strict=True
             )

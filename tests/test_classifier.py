@@ -12,7 +12,12 @@ from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.batches import ImageSet, to_model_range
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.errors import UserError
-from sgc_experiments.evaluation_plan import choose_band, mean_pairwise_auc
+from sgc_experiments.evaluation_plan import (
+    _placements,
+    _standard_error,
+    choose_band,
+    mean_pairwise_auc,
+)
 from sgc_experiments.evidence import dequantised
 from sgc_experiments.experiments.scoring import answer
 from sgc_experiments.training import TrainingSettings
@@ -61,11 +66,12 @@ def test_the_hybrid_objective_and_the_null_class_train():
 
 def test_same_seed_same_model_and_same_answers():
     answers = []
-    for _ in range(2):
-        model = ScoreBasedClassifier(**TINY)
+    once = ScoreBasedClassifier(**TINY)
+    for model in (once, ScoreBasedClassifier(**TINY), once):
         model.fit(blobs(24), blobs(8, seed=1), settings=QUICK)
         answers.append(model.predict_log_odds(blobs(5, seed=2).images).log_odds)
-    assert np.array_equal(*answers)
+    assert np.array_equal(*answers[:2])
+    assert np.array_equal(*answers[1:])  # what was fitted before leaves no trace
 
 
 def test_a_saved_model_answers_alike(fitted, tmp_path):
@@ -284,6 +290,22 @@ def test_the_band_is_where_the_evidence_is():
     assert 1 <= low <= 3.5
     assert 3.5 <= high <= 6
     assert choose_band(errors, log_snr, np.zeros(60, int), -4.0, 8.0, draws=8) == (-4.0, 8.0)
+    assert choose_band(errors, log_snr, labels, 3.0, 4.5, draws=8) == (3.0, 4.5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_the_standard_error_of_a_mean_auc_is_its_spread(classes):
+    generator = np.random.default_rng(0)
+    labels = np.arange(30 * classes) % classes
+    aucs, errors = [], []
+    for _ in range(200):
+        scores = generator.normal(size=(len(labels), classes))
+        scores[np.arange(len(labels)), labels] += 1
+        shares = _placements(scores, labels)
+        aucs.append(np.mean([shares[labels == c].mean() for c in range(classes)]))
+        errors.append(_standard_error(shares, labels))
+    assert aucs[-1] == pytest.approx(mean_pairwise_auc(scores, labels, range(classes)))
+    assert np.mean(errors) == pytest.approx(np.std(aucs), rel=0.12)
 
 
 def digits():

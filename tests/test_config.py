@@ -60,6 +60,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(
     monkeypatch.setenv("SGC_BATCH_SIZE", "8")
     config = parse(TrainConfig, ["--config", str(file), "--beta_max=15"])
     assert (config.beta_max, config.seed, config.batch_size) == (15.0, 5, 8)
+    monkeypatch.setenv("SGC_CONFIG", str(file))
+    assert parse(TrainConfig, []).seed == 5
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "seed: [", "!!python/object:os.system x", ""])

@@ -299,7 +299,7 @@ def test_a_size_that_the_patients_do_not_allow_fails_with_the_numbers(new_store)
 
 def test_what_is_given_wins_over_the_preset():
     quick = parse(FewshotConfig, ["--preset", "quick"])
-    assert (quick.sizes, quick.bootstrap, quick.image_size) == ((0.25, "all"), 500, 32)
+    assert (quick.sizes, quick.bootstrap, quick.image_size) == ((0.25, "all"), 500, "auto")
     assert quick.models == ("sgc", "sgc_plain", "resnet18")
     own = parse(FewshotConfig, ["--preset", "quick", "--sizes", "8,0.5", "--image_size", "48"])
     assert (own.sizes, own.bootstrap, own.image_size) == ((8, 0.5), 500, 48)

@@ -67,7 +67,7 @@ def test_sampling_never_changes_the_expected_loss(weighting):
             # In a new order every time, lest an image always meet the same stratum of noise levels.
             orders = [torch.randperm(len(IMAGES), generator=generator) for _ in range(150)]
             losses = [
-                float(objective.loss(network, IMAGES[order], LABELS[order], generator)[0])
+                float(objective.loss(network, IMAGES[order], LABELS[order], generator, 0)[0])
                 for order in orders
             ]
         means[sampling] = (np.mean(losses), np.std(losses) / math.sqrt(len(losses)))
@@ -82,7 +82,7 @@ def test_sampling_never_changes_the_expected_loss(weighting):
 def test_unlabelled_images_train_the_null_class_alone():
     network = make_network()
     labels = torch.full((8,), -1)
-    loss, _ = make_objective().loss(network, IMAGES, labels, torch.Generator().manual_seed(0))
+    loss, _ = make_objective().loss(network, IMAGES, labels, torch.Generator().manual_seed(0), 0)
     loss.backward()
     rows = network.class_embedding.weight.grad.abs().sum(1) > 0
     assert rows.tolist() == [False, False, True]
@@ -91,7 +91,7 @@ def test_unlabelled_images_train_the_null_class_alone():
 def test_label_dropout_trains_the_null_class_too():
     network = make_network()
     objective = make_objective(label_dropout=0.5)
-    loss, _ = objective.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    loss, _ = objective.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 0)
     loss.backward()
     assert (network.class_embedding.weight.grad.abs().sum(1) > 0).all()
 
@@ -101,15 +101,14 @@ def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
     network that does not know the classes."""
     network = make_network()
     plain, hybrid = make_objective(), make_objective(hybrid_weight=0.1)
-    hybrid.contested.fill_(300)
-    first, _ = plain.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
-    second, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    first, _ = plain.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 300)
+    second, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 300)
     assert metrics["denoising_loss"] == pytest.approx(float(first.detach()), rel=1e-4)
     assert float(second.detach()) == pytest.approx(
         float(first.detach()) + 0.1 * metrics["class_loss"], rel=1e-4
     )
     torch.nn.init.zeros_(network.class_embedding.weight)
-    _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+    _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 0)
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
@@ -117,8 +116,9 @@ def test_the_cross_entropy_is_phased_in():
     network, shares = make_network(), []
     for seen in (0, 149, 299, 5000):
         hybrid = make_objective(hybrid_weight=10.0)
-        hybrid.contested.fill_(seen)
-        total, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0))
+        total, metrics = hybrid.loss(
+            network, IMAGES, LABELS, torch.Generator().manual_seed(0), seen
+        )
         part = float(total.detach()) - metrics["denoising_loss"]
         shares.append(part / (10 * metrics["class_loss"]))
     assert shares == pytest.approx([1 / 300, 0.5, 1, 1], rel=1e-3)
@@ -130,7 +130,7 @@ def test_the_hybrid_costs_two_passes_however_many_classes():
     network.head.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
     _, metrics = make_objective(hybrid_weight=0.1).loss(
-        network, IMAGES, labels, torch.Generator().manual_seed(0)
+        network, IMAGES, labels, torch.Generator().manual_seed(0), 0
     )
     assert rows == [16]
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
@@ -148,10 +148,10 @@ def test_the_hybrid_takes_unlabelled_images():
     network = make_network()
     labels = torch.tensor([0, -1, 1, -1, 0, -1, 1, -1])
     hybrid = make_objective(hybrid_weight=0.1)
-    loss, metrics = hybrid.loss(network, IMAGES, labels, torch.Generator().manual_seed(0))
+    loss, metrics = hybrid.loss(network, IMAGES, labels, torch.Generator().manual_seed(0), 0)
     assert math.isfinite(float(loss.detach()))
     only = torch.full((8,), -1)
-    _, metrics = hybrid.loss(network, IMAGES, only, torch.Generator().manual_seed(0))
+    _, metrics = hybrid.loss(network, IMAGES, only, torch.Generator().manual_seed(0), 0)
     assert "class_loss" not in metrics
 
 
@@ -165,6 +165,24 @@ def test_validation_is_the_same_at_every_call_and_for_any_order():
     assert first == pytest.approx(turned, rel=1e-5)
     swapped = make_objective().validate(network, images, 1 - labels)
     assert first["validation_auc"] == pytest.approx(1 - swapped["validation_auc"])
+
+
+def test_validation_judges_alike_however_long_training_has_gone_on():
+    network = make_network(classes=3).eval()
+    images = np.random.default_rng(0).integers(0, 65536, (6, 8, 8), dtype=np.uint16)
+    labels = np.arange(6) % 3
+    hybrid = make_objective(hybrid_weight=0.1)
+    first = hybrid.validate(network, images, labels)
+    assert first["validation_loss"] == pytest.approx(
+        make_objective().validate(network, images, labels)["validation_loss"]
+        + 0.1 * first["validation_class_loss"]
+    )
+    hybrid.squared_evidence += 1e6
+    hybrid.evidence_seen += 1
+    assert hybrid.validate(network, images, labels) == first
+    torch.nn.init.zeros_(network.class_embedding.weight)
+    ignorant = hybrid.validate(network, images, labels)
+    assert ignorant["validation_class_loss"] == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(

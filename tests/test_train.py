@@ -206,6 +206,14 @@ def test_bad_input_ends_as_a_failed_run_with_the_reason(workspace, parameters, w
     assert "Traceback" not in done.stderr
 
 
+def test_a_project_run_takes_what_a_file_says_over_the_defaults(workspace):
+    file = workspace.folder / "best_config.yaml"
+    file.write_text("dataset: inbreast\nmodel: resnet18\nseed: 4\n", encoding="utf-8")
+    done = workspace.project("train", config=str(file))
+    (run,) = workspace.runs()
+    assert "INbreast" in run.data.tags["failure_reason"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     TRANSFER: {"model": GENERATIVE_MODEL},  # from the weights that `init_from` names
 }
 # What every model starts from unless its variant says otherwise.
-_PLAIN = {
+_UNLESS_VARIED = {
     "pretrained": False,
     "weights": None,
     "unlabelled": None,
@@ -43,7 +43,7 @@ _TAKEN_BY_AN_AXIS = {
     "repeats": "seeds",
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"budget": "steps:1000"},
+    "default": {},
     "quick": {
         "phantom_patients": 120,
         "models": ("sgc", "sgc_plain", "resnet18"),
@@ -54,7 +54,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bootstrap": 500,
     },
 }
-_OF_THE_PHANTOM = {"image_size": 32}
 
 
 class FewshotConfig(FitConfig):
@@ -91,6 +90,11 @@ class FewshotConfig(FitConfig):
         description="shares of malignant patients to train on, such as 0.05,0.2,0.5 (none: as it "
         "is); each is a grid of its own",
     )
+    budget: str = Field(
+        "steps:1000",
+        pattern=r"^(steps|images|seconds):[1-9][0-9]*$",
+        description="how long to train in a cell: steps:N, images:N or seconds:N",
+    )
     targets: Shares = Field(
         (0.7, 0.8, 0.9),
         description="values of AUC and average precision whose smallest training size is sought",
@@ -115,9 +119,7 @@ class FewshotConfig(FitConfig):
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
         """What is given wins over the preset, and the preset over the defaults."""
-        preset = PRESETS.get(str(values.get("preset", "default")), {})
-        phantom = values.get("dataset", "phantom") == "phantom"
-        return preset | (_OF_THE_PHANTOM if phantom else {}) | values
+        return PRESETS.get(str(values.get("preset", "default")), {}) | values
 
     @model_validator(mode="after")
     def _grid_is_sound(self) -> FewshotConfig:
@@ -176,7 +178,7 @@ class FewshotConfig(FitConfig):
             "workers": 1,
             "register_model": False,
         }
-        return TrainConfig(**shared | _PLAIN | self._variant(model) | cell)
+        return TrainConfig(**shared | _UNLESS_VARIED | self._variant(model) | cell)
 
     def _variant(self, model: str) -> dict[str, Any]:
         if model == TRANSFER:

@@ -252,7 +252,7 @@ def test_mixup_mixes_images_and_labels_alike():
     images = torch.arange(8.0).reshape(8, 1, 1, 1)
     labels = (torch.arange(8) >= 4).long()
     generator = torch.Generator().manual_seed(0)
-    ClassificationLoss(mixup=1.0).loss(network, images, labels, generator)
+    ClassificationLoss(mixup=1.0).loss(network, images, labels, generator, 0)
     mixed = seen[0]
     assert not torch.equal(mixed, images)
     assert float(mixed.mean()) == pytest.approx(3.5, abs=1e-5)
