@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 CHAMPION = "champion"
 CHAMPION_MEANS = (
-    f"The alias `{CHAMPION}` marks the version with the best validation AUC under its split."
+    f"The alias `{CHAMPION}` marks the version with the best validation AUC under its split; one "
+    "under another split takes it unless it was fitted to fewer patients."
 )
 # What the logged model needs to answer, as opposed to what fitting it needs.
 SERVING_REQUIREMENTS = (
@@ -71,6 +73,8 @@ _NOT_LOGGED = frozenset(
 COMMIT_VARIABLE = "SGC_COMMIT"
 RESUME_KEY = "resume_key"
 REASON = "failure_reason"
+
+logger = logging.getLogger(__name__)
 
 
 class TrackedRun:
@@ -262,12 +266,13 @@ class TrackedRun:
     def register(
         self, model_uri: str, name: str, *, tags: Mapping[str, object], description: str
     ) -> str:
-        """Register a logged model; it becomes ``champion`` when it is the best under its split.
+        """Register a logged model, and let it be ``champion`` where `CHAMPION_MEANS` says so.
 
         Args:
             model_uri: what :meth:`log_classifier` returned.
             name: the registered model, ``<model>-<dataset>``.
-            tags: the version's tags; ``val_auc`` and ``split_digest`` decide on the alias.
+            tags: the version's tags; ``val_auc``, ``split_digest`` and ``n_train_patients`` decide
+                on the alias.
             description: markdown shown with the version, and with the registered model while this
                 version is its champion.
 
@@ -277,23 +282,37 @@ class TrackedRun:
         client = MlflowClient()
         texts = {key: str(value) for key, value in tags.items()}
         versions = client.search_model_versions(f"name='{name}'")
-        rivals = [
-            float(version.tags["val_auc"])
-            for version in versions
-            if version.tags.get("split_digest") == texts["split_digest"]
-            and "val_auc" in version.tags
-            and version.run_id != self.run_id
-        ]
         # A process that was killed may have come this far already.
         mine = [version.version for version in versions if version.run_id == self.run_id]
         version = mine[0] if mine else mlflow.register_model(model_uri, name, tags=texts).version
         client.update_model_version(name, version, description=description)
-        if all(float(texts["val_auc"]) > rival for rival in rivals):
+        others = [other for other in versions if other.run_id != self.run_id]
+        champion = str(client.get_registered_model(name).aliases.get(CHAMPION))
+        if any(str(o.version) == champion and _is_of_more_patients(o.tags, texts) for o in others):
+            logger.info(
+                "Version %s of %s stays its %s: it was fitted to more patients.",
+                champion, name, CHAMPION,
+            )  # fmt: skip
+        elif all(_is_better(texts, other.tags) for other in others):
             added(lambda: client.set_registered_model_alias(name, CHAMPION, version))
             client.update_registered_model(
                 name, f"{CHAMPION_MEANS} Now version {version}:\n\n{description}"
             )
         return str(version)
+
+
+def _is_of_more_patients(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether a version, by its tags, was fitted to more patients, under another split."""
+    return one.get("split_digest") != other["split_digest"] and int(
+        one.get("n_train_patients", 0)
+    ) > int(other["n_train_patients"])
+
+
+def _is_better(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether a version, by its tags, is better than another, or of another split."""
+    if other.get("split_digest") != one["split_digest"] or "val_auc" not in other:
+        return True
+    return float(one["val_auc"]) > float(other["val_auc"])
 
 
 def added(call: Callable[[], object]) -> None:

@@ -51,6 +51,28 @@ def test_runs_that_add_one_thing_at_one_moment_all_succeed(tmp_path, monkeypatch
     assert len(client.get_experiment(experiment).tags) >= _TIMES
 
 
+def test_the_champion_is_the_best_under_its_split_and_never_of_fewer_patients(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("fits", artifact_location=f"{tmp_path}/artifacts")
+    champions = []
+    for split, patients, auc in (
+        ("trial", 20, 1.0),
+        ("whole", 200, 0.8),
+        ("trial", 20, 1.0),
+        ("whole", 200, 0.9),
+        ("whole", 200, 0.85),
+        ("other", 200, 0.7),
+        ("whole", 200, 0.88),  # not the best under its split
+    ):
+        run = TrackedRun(client.create_run(experiment).info.run_id, experiment)
+        tags = {"split_digest": split, "n_train_patients": patients, "val_auc": auc}
+        run.register(f"file://{tmp_path}", "sgc-phantom", tags=tags, description="")
+        champion = client.get_model_version_by_alias("sgc-phantom", "champion")
+        champions.append(int(champion.version))
+    assert champions == [1, 2, 2, 4, 4, 6, 6]
+
+
 @pytest.mark.parametrize(("dataset", "same"), [("phantom", True), ("inbreast", False)])
 def test_a_command_is_known_again_from_another_folder(tmp_path, monkeypatch, dataset, same):
     """`mlflow run` works in the folder of the project; `data/` there may hold other images."""
