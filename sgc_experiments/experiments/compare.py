@@ -12,6 +12,9 @@ from sgc_experiments.experiments import side_by_side
 from sgc_experiments.past_runs import PastRun, finished_runs
 from sgc_experiments.tracking import start_run
 
+# The refits of `tune` are compared where they are named: by default each stands for many trials.
+_FITTED = ("train", "refit")
+
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line and compare."""
@@ -26,7 +29,7 @@ def compare(config: CompareConfig) -> None:
     """
     with start_run("compare", {"entry_point": "compare"}) as run:
         run.log_config(config.model_dump())
-        runs = choose(finished_runs(config.experiment, tags={"entry_point": "train"}), config)
+        runs = choose(finished_runs(config.experiment), config)
         models = side_by_side.contenders(runs)
         run.set_tags({"split_digest": models[0].run.tags["split_digest"]})
         side_by_side.compare(
@@ -39,13 +42,14 @@ def compare(config: CompareConfig) -> None:
 
 
 def choose(runs: Sequence[PastRun], config: CompareConfig) -> list[PastRun]:
-    """Those of the finished runs that the configuration names.
+    """Those of the finished runs that the configuration names, or all of `train` and `baseline`.
 
     Raises:
         UserError: a name or the beginning of a digest that no run has.
     """
-    chosen = list(runs)
+    chosen = [run for run in runs if run.tags.get("entry_point") == "train"]
     if config.runs:
+        runs = [run for run in runs if run.tags.get("entry_point") in _FITTED]
         known = set().union(*map(_called, runs))
         for name in config.runs:
             if name not in known:

@@ -54,6 +54,7 @@ def cross_validate(run: TrackedRun, config: TrainConfig, dataset: ImageDataset) 
             "split_digest": manifest_digest(manifest),
             "n_train_patients": round(np.mean([_n_train_patients(s) for s in splits.values()])),
             "n_quarantined": len(dataset.quarantine),
+            "classes": ",".join(dataset.classes),
         }
     )
     run.log_table(manifest, "split")

@@ -173,6 +173,7 @@ def log_data(run: TrackedRun, data: Data, subsets: Sequence[str] = SUBSETS) -> N
             "split_digest": split.digest,
             "n_train_patients": data.n_patients("train"),
             "n_quarantined": len(dataset.quarantine),
+            "classes": ",".join(dataset.classes),
         }
     )
     run.log_table(split.manifest, "split")

@@ -17,6 +17,7 @@ from sgc_experiments import figures
 from sgc_experiments.bootstrap import Resampling
 from sgc_experiments.comparison import check_same_split, paired_differences
 from sgc_experiments.config import GENERATIVE_MODEL
+from sgc_experiments.data import CLASSES
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import evaluation_report
 from sgc_experiments.experiments import comparison_page
@@ -82,15 +83,19 @@ def contenders(runs: Sequence[PastRun]) -> list[Contender]:
 
 def _names(runs: Sequence[PastRun]) -> list[str]:
     """The model's name where it is alone, else with what tells its runs apart."""
-    models = [run.tags["model"] for run in runs]
-    names = [
-        model if models.count(model) == 1 else f"{model} (seed {run.params.get('seed', '?')})"
-        for model, run in zip(models, runs, strict=True)
-    ]
-    return [
-        name if names.count(name) == 1 else f"{name} [{run.run_id[:8]}]"
-        for name, run in zip(names, runs, strict=True)
-    ]
+    names = [f"{run.tags.get('refit', '')} {run.tags['model']}".strip() for run in runs]
+    # The name of a run ends in the parameters by which it departs from the defaults.
+    changes = [run.name.partition(" ")[2] for run in runs]
+    for further in (
+        [f" (seed {run.params.get('seed', '?')})" for run in runs],
+        [f" {changed}" if changed else "" for changed in changes],
+        [f" [{run.run_id[:8]}]" for run in runs],
+    ):
+        names = [
+            name if names.count(name) == 1 else name + more
+            for name, more in zip(names, further, strict=True)
+        ]
+    return names
 
 
 def _read(name: str, run: PastRun) -> Contender:
@@ -194,7 +199,7 @@ def _figures(
         ending = f"_{class_name}" if class_name else ""
         drawn[f"roc{ending}"] = figures.roc(tests, **options)
         drawn[f"reliability{ending}"] = figures.reliability(
-            tests, positive=class_name or "malignant", **options
+            tests, positive=class_name or _positive_class(models[0].run), **options
         )
     auc = results[(results["level"] == "image") & results["metric"].isin(_RANKING)]
     for cost, label in (
@@ -205,7 +210,8 @@ def _figures(
         # What costs nothing, as the majority class does, has no place on a logarithmic axis.
         table = table[table["cost"] > 0]
         if len(table):
-            drawn[f"auc_against_{cost}"] = figures.cost(table, axis_label=label)
+            metric = table["metric"].iloc[0]
+            drawn[f"auc_against_{cost}"] = figures.cost(table, axis_label=label, metric=metric)
     return drawn
 
 
@@ -217,6 +223,11 @@ def _by_class(models: Sequence[Contender]) -> dict[str, dict[str, pd.DataFrame]]
         return {"": tests}
     apart = {model: one_vs_rest(test) for model, test in tests.items()}
     return {name: {model: apart[model][name] for model in tests} for name in names}
+
+
+def _positive_class(run: PastRun) -> str:
+    """The second of two classes."""
+    return run.tags.get("classes", ",".join(CLASSES)).split(",")[1]
 
 
 def _summary(results: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
