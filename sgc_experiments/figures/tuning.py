@@ -46,7 +46,7 @@ def tuning_history(trials: pd.DataFrame, *, metric: str = "val_auc") -> Figure:
     if metric == "val_auc" and len(pruned):
         axes.scatter(
             pruned["number"], pruned["last_auc"], color=PALETTE[1], marker="X", s=36,
-            label="pruned, at its last validation",
+            label="pruned, by few draws at its last validation",
         )  # fmt: skip
     _mark_defaults(axes, complete, complete["number"], complete[metric])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
