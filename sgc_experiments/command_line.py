@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sgc_experiments.choices import choices
 from sgc_experiments.errors import UserError
 
 
@@ -57,16 +58,19 @@ def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
 
 def _read_arguments(config_class: type[ConfigT], arguments: Sequence[str]) -> dict[str, str]:
     fields = config_class.model_fields
+    program = f"python -m sgc_experiments {config_class.entry_point}"
     parser = argparse.ArgumentParser(
-        prog=f"python -m sgc_experiments {config_class.entry_point}",
+        prog=program,
+        usage=f"{program} [--name VALUE ...]",
         description=config_class.__doc__,
         allow_abbrev=False,
         exit_on_error=False,
         argument_default=argparse.SUPPRESS,
     )
     for name, field in fields.items():
-        text = f"{field.description} [{_default_text(field.default)}]".replace("%", "%%")
-        parser.add_argument(f"--{name}", help=text, metavar="VALUE")
+        possible = f" ({choices(field)})" if choices(field) else ""
+        text = f"{field.description}{possible} [{_default_text(field.default)}]"
+        parser.add_argument(f"--{name}", help=text.replace("%", "%%"), metavar="VALUE")
     names = [a.removeprefix("--").split("=")[0] for a in arguments if a.startswith("--")]
     _check_names(config_class, [name for name in names if name != "help"], "the command line")
     try:
@@ -84,9 +88,11 @@ def _read_arguments(config_class: type[ConfigT], arguments: Sequence[str]) -> di
 def _default_text(default: object) -> str:
     if default is PydanticUndefined:
         return "required"
+    if default is None or default in ("", ()):
+        return "none"
     if isinstance(default, tuple):
         return ",".join(map(str, default))
-    return "none" if default is None else str(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _read_yaml(config_class: type[ConfigT], path: Path) -> dict[str, Any]:
