@@ -35,5 +35,6 @@ def estimate_auc(
 
     resamples = bootstrap(statistic, patients, n_bootstrap=2000, seed=0)
     value = resamples.estimate["auc"]
-    ends = interval(value, resamples.samples["auc"], n_patients=len(np.unique(patients)))
+    scarcer = min(len(np.unique(patients[labels == label])) for label in (0, 1))
+    ends = interval(value, resamples.samples["auc"], n_patients=scarcer)
     return Estimate(value, *ends)

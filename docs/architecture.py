@@ -21,7 +21,8 @@ PARTS = {
     "network": "score_network",
     "SDEs": "sde",
     "figures": "figures",
-    "evaluation": "evaluation metrics bootstrap comparison curves learning_curves predictions",
+    "evaluation": "evaluation intervals metrics bootstrap comparison curves learning_curves "
+    "predictions",
     "MLflow": "tracking tracked_run past_runs model_registry registered_models low_data_registry "
     "delivery",
     "this machine": "resumption file_lock claims interruption",

@@ -85,7 +85,7 @@ def interval(
     Args:
         estimate: the statistic on the data as they are.
         samples: the statistic on the resamples, shape (B,); NaN (undefined) ones are left out.
-        n_patients: number of patients that were resampled.
+        n_patients: number of patients that the statistic rests on (`intervals.PatientCounts`).
         confidence: coverage, in (0, 1).
 
     Returns:

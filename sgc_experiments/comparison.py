@@ -19,6 +19,7 @@ from scipy.stats import norm, rankdata
 from sgc_experiments.bootstrap import Resamples, bootstrap, interval, p_value
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import N_BOOTSTRAP, Thresholds, metrics_of
+from sgc_experiments.intervals import PatientCounts
 from sgc_experiments.metrics import Floats
 from sgc_experiments.predictions import check_predictions, class_names
 
@@ -214,10 +215,10 @@ def paired_differences(
     known = [name for name in resamples[reference].estimate if not name.endswith("/achieved")]
     if unknown := sorted(set(metrics) - set(known)):
         raise UserError(f"Unknown metric {', '.join(unknown)}; there are {', '.join(known)}.")
-    n_patients = base["patient"].nunique()
+    patients = PatientCounts.of(base)
     table = pd.DataFrame(
         {"model": name, "reference": reference, "metric": metric}
-        | _difference(metric, resamples[name], resamples[reference], n_patients)
+        | _difference(metric, resamples[name], resamples[reference], patients.behind(metric))
         for metric in metrics
         for name in frames
         if name != reference
@@ -227,7 +228,7 @@ def paired_differences(
         _delong_p(frames[row.model], base) if row.metric == "auc" else np.nan
         for row in table.itertuples()
     ]
-    return table.assign(n_images=len(base), n_patients=n_patients)
+    return table.assign(n_images=len(base), n_patients=patients.all)
 
 
 def _difference(

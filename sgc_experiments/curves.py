@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from sgc_experiments.bootstrap import bootstrap, exact_limit, interval
 from sgc_experiments.errors import UserError
+from sgc_experiments.intervals import PatientCounts, metric_interval
 from sgc_experiments.metrics import (
     ECE_BINS,
     Floats,
@@ -199,16 +200,13 @@ def abstention_table(
     rows = []
     for k, share in enumerate(_COVERAGES):
         answered = frame.head(int(np.ceil(share * len(frame) - 1e-9)))
-        by_class = answered.groupby("label")["patient"].nunique()
-        auc, samples = resamples.estimate[str(k)], resamples.samples[str(k)]
-        if auc in (0.0, 1.0):
-            low, high = sorted((auc, exact_limit(auc, int(by_class.min()))))
-        else:
-            low, high = interval(auc, samples, n_patients=answered["patient"].nunique())
+        patients = PatientCounts.of(answered)
+        auc = resamples.estimate[str(k)]
+        low, high, _ = metric_interval("auc", auc, resamples.samples[str(k)], patients)
         rows.append({
             "coverage": share,
             "n_images": len(answered),
-            "n_patients": answered["patient"].nunique(),
+            "n_patients": patients.all,
             "auc": auc,
             "low": low,
             "high": high,

@@ -1,12 +1,8 @@
 """Evaluate one model as a diagnostic test: metrics with intervals, beside the majority class.
 
 Whatever is chosen (operating points) is chosen on validation images; whatever is reported comes
-from test images with an interval over patients (`bootstrap.py`), and beside it stands what always
+from test images with an interval over patients (`intervals.py`), and beside it stands what always
 answering the commoner class would score: on a skewed data set that is the figure to beat.
-
-A perfect result has no spread, so a bootstrap would give it an interval of no width. There the
-exact (Clopper-Pearson) limit replaces it, with patients, not images, as the sample. For the AUC
-the sample is the number of disjoint pairs of a positive and a negative patient.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from sgc_experiments.bootstrap import (
-    Statistic,
-    bootstrap,
-    exact_limit,
-    interval,
-    quadrature_interval,
-)
+from sgc_experiments.bootstrap import Statistic, bootstrap
 from sgc_experiments.errors import UserError
+from sgc_experiments.intervals import PatientCounts, metric_interval
 from sgc_experiments.metrics import (
     TARGET_RATES,
     Floats,
@@ -291,61 +282,19 @@ def _table(frame: pd.DataFrame, thresholds: Thresholds | None, settings: _Settin
         seed=settings.seed,
     )
     majority = _majority_class(frame, settings.class_prior, thresholds is not None)
-    by_class = frame.groupby("label")["patient"].nunique()
-    n_classes = len(class_names(frame)) or 2
-    patients = {
-        "all": frame["patient"].nunique(),
-        "negative": int(by_class.get(0, 0)),
-        "positive": int(by_class.get(1, 0)),
-        "scarcest": min(int(by_class.get(c, 0)) for c in range(n_classes)),
-    }
-    # A patient may have images of several classes, but can be in one disjoint pair only.
-    patients["scarcest"] = min(patients["scarcest"], max(1, patients["all"] // n_classes))
+    patients = PatientCounts.of(frame)
     rows = []
     for metric, value in resamples.estimate.items():
         if metric.endswith("/achieved"):
             continue
         samples = resamples.samples[metric]
-        low, high, kind = _limits(metric, value, samples, patients)
+        low, high, kind = metric_interval(metric, value, samples, patients)
         achieved = resamples.estimate.get(f"{metric}/achieved", np.nan)
         defined = int(np.isfinite(samples).sum())
         rows.append((metric, value, low, high, majority[metric], achieved, kind, defined))
     sizes = {
         "n_images": len(frame),
-        "n_patients": patients["all"],
-        "n_positive": np.nan if n_classes > 2 else int((frame["label"] == 1).sum()),
+        "n_patients": patients.all,
+        "n_positive": np.nan if class_names(frame) else int((frame["label"] == 1).sum()),
     }
     return pd.DataFrame(rows, columns=list(COLUMNS[:8])).assign(**sizes)
-
-
-# Errors and areas for which a perfect result has no exact limit.
-_NO_EXACT_LIMIT = {
-    "average_precision": 1.0, "partial_auc": 1.0, "brier": 0.0, "log_loss": 0.0, "ece": 0.0,
-}  # fmt: skip
-
-
-def _rests_on(metric: str) -> str:
-    """Name the patients whose number bounds what a perfect value of the metric can tell."""
-    if metric.startswith("sensitivity"):
-        return "positive"
-    if metric.startswith("specificity"):
-        return "negative"
-    return "all" if metric in ("accuracy", "prevalence") else "scarcest"
-
-
-def _limits(
-    metric: str, value: float, samples: Floats, patients: dict[str, int]
-) -> tuple[float, float, str]:
-    """Interval of one metric and the kind of it."""
-    valid = samples[np.isfinite(samples)]
-    if not len(valid) or not np.isfinite(value) or patients["all"] < 2:
-        return float("nan"), float("nan"), "none"
-    if np.ptp(valid) < _ROUNDING:
-        if abs(value - _NO_EXACT_LIMIT.get(metric, np.inf)) < _ROUNDING:
-            return float("nan"), float("nan"), "none"
-        if value in (0.0, 1.0) and metric not in _NO_EXACT_LIMIT:
-            limits = sorted((value, exact_limit(value, patients[_rests_on(metric)])))
-            return limits[0], limits[1], "exact"
-    if metric == "ece":
-        return *quadrature_interval(value, samples), "bootstrap"
-    return *interval(value, samples, n_patients=patients["all"]), "bootstrap"

@@ -23,6 +23,7 @@ from sgc_experiments.evaluation import (
     evaluation_report,
     headline,
 )
+from sgc_experiments.intervals import PatientCounts, metric_interval
 from sgc_experiments.metrics import probability_metrics, rank_metrics
 from sgc_experiments.predictions import aggregate, check_predictions, one_vs_rest
 from tests.simulated_predictions import separation, simulate
@@ -96,6 +97,36 @@ class TestBootstrap:
                 hits[unit] += low <= 0.8 <= high
         assert least <= hits["patient"] / studies <= 0.985
         assert hits["image_id"] / studies < 0.85
+
+    def test_an_auc_is_as_certain_as_the_scarcer_class(self):
+        """Studies of 5 positive and 95 negative patients; expanded for 100, intervals are short."""
+        labels = np.repeat([1, 0], [5, 95])
+        frame = pd.DataFrame({"patient": np.arange(100), "label": labels})
+        patients = PatientCounts.of(frame)
+        covered = as_if_many = 0
+        for study in range(400):
+            scores = np.random.default_rng(study).normal(labels * separation(0.8))
+            drawn = bootstrap(
+                lambda w, s=scores: rank_metrics(labels, s, w),
+                frame["patient"], n_bootstrap=250, seed=study,
+            )  # fmt: skip
+            value, samples = drawn.estimate["auc"], drawn.samples["auc"]
+            low, high, _ = metric_interval("auc", value, samples, patients)
+            covered += low <= 0.8 <= high
+            low, high = interval(value, samples, n_patients=100)
+            as_if_many += low <= 0.8 <= high
+        assert covered / 400 >= 0.92
+        assert as_if_many / 400 < 0.89
+
+    def test_what_each_metric_rests_on(self):
+        frame = pd.DataFrame({"patient": [*"aabbcdefg"], "label": [0, 1, 0, 1, 0, 0, 0, 0, 0]})
+        patients = PatientCounts.of(frame)
+        assert patients == (7, (7, 2))
+        rests_on = {m: patients.behind(m) for m in ("auc", "sensitivity", "specificity", "brier")}
+        assert rests_on == {"auc": 2, "sensitivity": 2, "specificity": 7, "brier": 7}
+        # Two patients who are in both classes are one pair.
+        mixed = PatientCounts.of(frame.iloc[:4])
+        assert (mixed.behind("auc"), mixed.behind_perfect("auc")) == (2, 1)
 
     def test_calibration_interval_covers_where_percentiles_cannot(self):
         """An overconfident model, whose ECE is known from 100,000 images."""
