@@ -80,7 +80,7 @@ def low_data(run: Run) -> str:
     lines += [
         "",
         f"Means over {curves['n_seeds'].max():.0f} seeds on the same test patients of the phantom; "
-        "95 % intervals by bootstrap over seeds and patients.",
+        "95 % intervals over seeds and patients.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,25 +2,33 @@
 
 A cell of the study is one model, trained on one number of patients with one seed, and tested on the
 same test patients as every other cell. Two things could have come out otherwise: which patients
-were drawn for training (the seed) and which for testing. Hence a bootstrap in two stages: draw the
-seeds, draw the test patients, average the metric over the seeds drawn. All models and sizes
-share both draws, so differences between them are paired.
+were drawn for training (the seed) and which for testing. Means over the seeds and their paired
+differences get the interval of `bootstrap.interval`: over resamples of the test patients, which all
+models and sizes share, widened by the variance between the S seeds, of S − 1 degrees of freedom. In
+simulated studies of 77 patients with 3 seeds it held the true mean in 91-95 %, whichever of the two
+varied more; with 2 seeds, which say little of how far seeds vary, in 87-95 %. With one seed the
+variance between seeds is not known and not included: the interval is that of this one fit.
 
-Of S seeds, S − 1 are drawn: the variance of a mean of S drawn with replacement is too small by
-(S − 1)/S, a third with three seeds (Rao & Wu, 1988, https://doi.org/10.1080/01621459.1988.10478591).
+How many patients a model needs has no variance, since it may be infinite. There the bootstrap has
+two stages: draw the seeds, draw the test patients, average the metric over the seeds drawn. Of S
+seeds, S − 1 are drawn: the variance of a mean of S drawn with replacement is too small by
+(S − 1)/S, a third with three seeds (Rao & Wu, 1988,
+https://doi.org/10.1080/01621459.1988.10478591). Its limits lie within what the seeds showed: with
+few seeds they are rather too narrow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sgc_experiments.bootstrap import bootstrap, interval, p_value
+from sgc_experiments.bootstrap import Source, bootstrap, interval, p_value
 from sgc_experiments.comparison import align, holm
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import N_BOOTSTRAP, Thresholds, metrics_of
+from sgc_experiments.intervals import PatientCounts, metric_interval
 from sgc_experiments.metrics import Floats
 
 
@@ -43,10 +51,10 @@ class LearningCurves:
         models: M names.
         sizes: K training sizes, ascending.
         values: shape (M, K), NaN where no cell is there.
-        samples: shape (M, K, B).
-        spread: standard deviation over seeds, shape (M, K), NaN with one seed.
-        n_seeds: shape (M, K).
-        n_patients: number of test patients.
+        samples: of the mean on resamples of the patients, shape (M, K, B).
+        drawn_samples: the same with drawn seeds as well.
+        by_seed: the metric of every seed, by the indices of model and size.
+        patients: that the models were tested on.
     """
 
     metric: str
@@ -54,17 +62,20 @@ class LearningCurves:
     sizes: Floats
     values: Floats
     samples: Floats
-    spread: Floats
-    n_seeds: np.ndarray
-    n_patients: int
+    drawn_samples: Floats
+    by_seed: Mapping[tuple[int, int], Mapping[int, float]]
+    patients: PatientCounts
 
     def table(self) -> pd.DataFrame:
         """One row per model and size: `model`, `size`, `metric`, `value`, `low`, `high`, …."""
         rows = []
         for m, model in enumerate(self.models):
-            for k in np.flatnonzero(self.n_seeds[m]):
-                value = self.values[m, k]
-                low, high = interval(value, self.samples[m, k], n_patients=self.n_patients)
+            for k in self._there(m):
+                seeds = self.by_seed[m, k]
+                value, samples = self.values[m, k], self.samples[m, k]
+                low, high, _ = metric_interval(
+                    self.metric, value, samples, self.patients, _between_seeds(seeds)
+                )
                 rows.append({
                     "model": model,
                     "size": self.sizes[k],
@@ -72,9 +83,11 @@ class LearningCurves:
                     "value": value,
                     "low": low,
                     "high": high,
-                    "spread_over_seeds": self.spread[m, k],
-                    "n_seeds": int(self.n_seeds[m, k]),
-                    "n_patients": self.n_patients,
+                    "spread_over_seeds": np.std([*seeds.values()], ddof=1)
+                    if len(seeds) > 1
+                    else np.nan,
+                    "n_seeds": len(seeds),
+                    "n_patients": self.patients.all,
                 })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -91,12 +104,15 @@ class LearningCurves:
         r = self._index(reference)
         rows = []
         for m, model in enumerate(self.models):
-            for k in np.flatnonzero((self.n_seeds[m] > 0) & (self.n_seeds[r] > 0)):
-                if m == r:
-                    continue
+            if m == r:
+                continue
+            for k in np.intersect1d(self._there(m), self._there(r)):
                 difference = self.values[m, k] - self.values[r, k]
                 samples = self.samples[m, k] - self.samples[r, k]
-                low, high = interval(difference, samples, n_patients=self.n_patients)
+                n_patients = self.patients.behind(self.metric)
+                others = _between_seeds(self.by_seed[m, k], self.by_seed[r, k])
+                low, high = interval(difference, samples, n_patients=n_patients, others=others)
+                p = p_value(difference, samples, n_patients=n_patients, others=others)
                 rows.append({
                     "model": model,
                     "reference": reference,
@@ -105,7 +121,7 @@ class LearningCurves:
                     "difference": difference,
                     "low": low,
                     "high": high,
-                    "p": p_value(difference, samples, n_patients=self.n_patients),
+                    "p": p,
                 })  # fmt: skip
         columns = ["model", "reference", "size", "metric", "difference", "low", "high", "p"]
         table = pd.DataFrame(rows, columns=columns)
@@ -165,10 +181,14 @@ class LearningCurves:
             raise UserError(f"No model {model}; there are {', '.join(self.models)}.")
         return self.models.index(model)
 
+    def _there(self, m: int) -> list[int]:
+        """Indices of the sizes at which a model has cells."""
+        return [k for k in range(len(self.sizes)) if (m, k) in self.by_seed]
+
     def _curve(self, m: int) -> tuple[Floats, Floats, Floats]:
-        """Sizes, values and samples of one model where it has cells."""
-        there = self.n_seeds[m] > 0
-        return self.sizes[there], self.values[m, there], self.samples[m, there]
+        """Sizes, values and samples with drawn seeds of one model where it has cells."""
+        there = self._there(m)
+        return self.sizes[there], self.values[m, there], self.drawn_samples[m, there]
 
 
 def learning_curves(
@@ -178,7 +198,7 @@ def learning_curves(
     n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> LearningCurves:
-    """Average cells over seeds and resample seeds and test patients.
+    """Average cells over seeds, and resample test patients and seeds.
 
     Args:
         cells: finished cells in any order; the grid may have gaps.
@@ -189,43 +209,56 @@ def learning_curves(
     Raises:
         UserError: no cell, a cell twice, test sets that differ, an unknown metric, one class only.
     """
-    if not cells:
-        raise UserError("There is no finished cell to draw a learning curve from.")
-    names = {f"{c.model}, size {c.size:g}, seed {c.seed}": c.predictions for c in cells}
-    if len(names) < len(cells):
-        raise UserError("A cell (model, size, seed) occurs twice in the learning curve.")
-    frames = align(names)
-    first = next(iter(frames.values()))
-    if first["label"].nunique() < 2:
-        raise UserError("The test images of the learning curve hold one class only.")
+    frames = _aligned(cells)
     models = tuple(dict.fromkeys(cell.model for cell in cells))
     sizes = np.array(sorted({float(cell.size) for cell in cells}))
-    grid: dict[tuple[int, int], list[tuple[int, float, Floats]]] = {}
-    for cell, frame in zip(cells, frames.values(), strict=True):
+    values = np.full((len(models), len(sizes)), np.nan)
+    samples = np.full((*values.shape, n_bootstrap), np.nan)
+    drawn_samples = samples.copy()
+    found: dict[tuple[int, int], dict[int, tuple[float, Floats]]] = {}
+    for cell, frame in zip(cells, frames, strict=True):
         statistic = metrics_of(frame, cell.thresholds)
         drawn = bootstrap(statistic, frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
         if metric not in drawn.estimate:
             raise UserError(f"Unknown metric {metric}; there are {', '.join(drawn.estimate)}.")
         place = models.index(cell.model), int(np.searchsorted(sizes, cell.size))
-        grid.setdefault(place, []).append(
-            (cell.seed, drawn.estimate[metric], drawn.samples[metric])
-        )
-    shape = (len(models), len(sizes))
-    values, spread = np.full(shape, np.nan), np.full(shape, np.nan)
-    samples, n_seeds = np.full((*shape, n_bootstrap), np.nan), np.zeros(shape, dtype=int)
-    most = max(map(len, grid.values()))
+        found.setdefault(place, {})[cell.seed] = drawn.estimate[metric], drawn.samples[metric]
     # One draw for all models and sizes: with the same seeds, the same seeds are drawn.
-    draws = np.random.default_rng([seed, 1]).random((n_bootstrap, most))
-    for place, found in grid.items():
-        found.sort(key=lambda entry: entry[0])
-        estimates = np.array([entry[1] for entry in found])
-        n_seeds[place], values[place] = len(found), estimates.mean()
-        if len(found) > 1:
-            spread[place] = estimates.std(ddof=1)
-        samples[place] = _mean_over_drawn_seeds(np.array([entry[2] for entry in found]), draws)
-    return LearningCurves(
-        metric, models, sizes, values, samples, spread, n_seeds, first["patient"].nunique()
-    )
+    draws = np.random.default_rng([seed, 1]).random((n_bootstrap, max(map(len, found.values()))))
+    by_seed = {}
+    for place, of_place in found.items():
+        by_seed[place] = {number: of_place[number][0] for number in sorted(of_place)}
+        of_seeds = np.array([of_place[number][1] for number in by_seed[place]])
+        values[place] = np.mean([*by_seed[place].values()])
+        samples[place] = of_seeds.mean(axis=0)
+        drawn_samples[place] = _mean_over_drawn_seeds(of_seeds, draws)
+    patients = PatientCounts.of(frames[0])
+    return LearningCurves(metric, models, sizes, values, samples, drawn_samples, by_seed, patients)
+
+
+def _aligned(cells: Sequence[Cell]) -> list[pd.DataFrame]:
+    if not cells:
+        raise UserError("There is no finished cell to draw a learning curve from.")
+    names = {f"{c.model}, size {c.size:g}, seed {c.seed}": c.predictions for c in cells}
+    if len(names) < len(cells):
+        raise UserError("A cell (model, size, seed) occurs twice in the learning curve.")
+    frames = list(align(names).values())
+    if frames[0]["label"].nunique() < 2:
+        raise UserError("The test images of the learning curve hold one class only.")
+    return frames
+
+
+def _between_seeds(
+    own: Mapping[int, float], reference: Mapping[int, float] | None = None
+) -> list[Source]:
+    """Variance of a mean over seeds, or of the difference of two; none is known of one seed."""
+    parts = [[*own.values()]]
+    if reference is not None:
+        if own.keys() == reference.keys():
+            parts = [[own[seed] - reference[seed] for seed in own]]
+        else:
+            parts.append([*reference.values()])
+    return [Source(np.var(p, ddof=1) / len(p), len(p) - 1) for p in parts if len(p) > 1]
 
 
 def _mean_over_drawn_seeds(samples: Floats, draws: Floats) -> Floats:

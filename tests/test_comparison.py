@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 
+from sgc_experiments.bootstrap import Source, interval, p_value
 from sgc_experiments.comparison import align, check_same_split, delong, holm, paired_differences
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import choose_thresholds, evaluate
-from sgc_experiments.learning_curves import Cell, learning_curves
+from sgc_experiments.learning_curves import Cell, _mean_over_drawn_seeds, learning_curves
 from tests.simulated_predictions import simulate
 
 # Number of simulated studies, and the least coverage that three standard errors below 0.95 allow.
@@ -215,15 +216,67 @@ class TestLearningCurves:
         assert row["n_seeds"] == 3
 
     def test_the_band_holds_the_spread_of_the_seeds(self):
-        """With test patients held fixed, the band is that of a mean of four seeds: s/√4."""
+        """With test patients held fixed, drawn seeds vary as a mean of four does: s/√4."""
         frames = {seed: simulate(200, auc=auc, images=1) for seed, auc in
                   enumerate((0.6, 0.7, 0.8, 0.9))}  # fmt: skip
         cells = [Cell("m", 10, seed, frame) for seed, frame in frames.items()]
         curves = learning_curves(cells, n_bootstrap=3000)
         alone = learning_curves(cells[1:2], n_bootstrap=3000)
-        between = np.var(curves.samples[0, 0]) - np.var(alone.samples[0, 0])
-        expected = curves.spread[0, 0] ** 2 / 4
+        between = np.var(curves.drawn_samples[0, 0]) - np.var(alone.drawn_samples[0, 0])
+        expected = curves.table().loc[0, "spread_over_seeds"] ** 2 / 4
         assert between == pytest.approx(expected, rel=0.1)
+
+    def test_seeds_alone_are_a_t_test(self):
+        """With the same errors on all patients but for the seed's, only the seeds vary."""
+        differences = np.array([0.004, 0.010, 0.016])
+        others = [Source(differences.var(ddof=1) / 3, 2)]
+        fixed = np.full(500, differences.mean())
+        given = {"n_patients": 77, "others": others}
+        expected = ttest_1samp(differences, 0)
+        assert interval(0.010, fixed, **given) == pytest.approx(expected.confidence_interval())
+        assert p_value(0.010, fixed, **given) == pytest.approx(expected.pvalue, abs=1e-5)
+
+    def test_three_seeds_that_vary_more_than_patients_are_covered(self):
+        """Seeds vary four times as far; resampled as patients are, they cover in 86 %."""
+        hits = drawn = disagree = 0
+        draws = np.random.default_rng(0).random((250, 3))
+        for study in range(600):
+            rng = np.random.default_rng(study)
+            by_seed = rng.normal(0, 0.12, 3) + rng.normal(0, 0.03)
+            value, others = by_seed.mean(), [Source(by_seed.var(ddof=1) / 3, 2)]
+            samples = by_seed[:, None] + rng.normal(0, 0.03, 250)
+            given = {"n_patients": 77, "others": others}
+            low, high = interval(value, samples.mean(axis=0), **given)
+            hits += low <= 0 <= high
+            if study < 100:  # a p value takes twenty intervals
+                p = p_value(value, samples.mean(axis=0), **given)
+                disagree += (p >= 0.05) != (low <= 0 <= high)
+            low, high = interval(value, _mean_over_drawn_seeds(samples, draws), n_patients=77)
+            drawn += low <= 0 <= high
+        assert hits / 600 >= 0.9
+        assert drawn / 600 < 0.88
+        assert not disagree
+
+    def test_seeds_widen_what_the_table_says(self):
+        """Three fits of one model whose AUCs are far apart, on the same test patients."""
+        aucs = (0.6, 0.75, 0.9)
+        cells = [
+            Cell(model, 10, seed, simulate(100, auc=auc + gain))
+            for model, gain in (("a", 0.0), ("b", 0.05))
+            for seed, auc in enumerate(aucs)
+        ]
+        curves = learning_curves(cells, n_bootstrap=200)
+        row = curves.table().iloc[0]
+        # Three seeds leave room beyond the worst and the best of them, but not beyond an AUC of 1.
+        assert row["low"] < min(curves.by_seed[0, 0].values()) - 0.05
+        assert row["high"] == 1
+        # The same seeds are paired: their differences are alike, however far the fits are apart.
+        difference = curves.differences("a").iloc[0]
+        assert difference["high"] - difference["low"] < 0.3 * (row["high"] - row["low"])
+        # Other seeds are not.
+        moved = [c._replace(seed=c.seed + 5) if c.model == "b" else c for c in cells]
+        unpaired = learning_curves(moved, n_bootstrap=200).differences("a").iloc[0]
+        assert unpaired["low"] < 0 < unpaired["high"]
 
     @pytest.mark.slow
     def test_covers_with_random_seeds_and_patients(self):

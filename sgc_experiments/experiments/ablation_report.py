@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 _TWO_CLASSES = ("auc", "average_precision")
 _MORE_CLASSES = ("macro_auc", "balanced_accuracy")
 _NOTES = {
-    "curves": "Mean over seeds with its 95 % interval, from a bootstrap over seeds and test "
-    "patients. size: patients in training and validation together.",
-    "differences": "Model less reference at the same size; every resample of seeds and patients is "
-    "applied to both. p: two-sided, corrected by Holm over all rows of one metric.",
+    "curves": "Mean over seeds with its 95 % interval over test patients and, of several, seeds. "
+    "size: patients in training and validation together.",
+    "differences": "Model less reference at the same size, in pairs: of the same test patients and "
+    "seeds. p: two-sided, corrected by Holm over all rows of one metric.",
     "label_efficiency": "How many times the reference's patients a model needs for the reference's "
     "result at that size, by interpolation in log size. at least: it does not get there within the "
     "sizes tried; at most: it is there at the smallest.",
@@ -325,7 +325,7 @@ def _description(model: str, config: FewshotConfig, curves: Sequence[Curves]) ->
         [
             *lines,
             "",
-            "Mean over seeds (95 % interval: bootstrap over seeds and test patients). patients: "
+            "Mean over seeds (95 % interval: over test patients and, of several, seeds). patients: "
             "training and validation together. The best version is that of the highest AUC on "
             "validation.",
         ]

@@ -91,8 +91,8 @@ def gain(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the tuned configuration and the defaults reach on test, and their paired difference.
 
-    Means over the seeds; intervals from resamples of the seeds and of the test patients, which both
-    share.
+    Means over the seeds; intervals over the test patients and the seeds, which both share (with one
+    seed, over the patients alone).
 
     Returns:
         As `LearningCurves.table` and `LearningCurves.differences`; the second is empty if the best
