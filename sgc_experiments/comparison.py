@@ -190,7 +190,7 @@ def paired_differences(
         One row per other model and metric: `model`, `reference`, `metric`, `value`,
         `reference_value`, `difference` (model − reference), `low`, `high`, `p`, `n_resamples`,
         `p_holm` (over the models of one metric), `p_delong` (of the AUC where every patient has one
-        image, else NaN), `n_images`, `n_patients`.
+        image and there are no folds, else NaN), `n_images`, `n_patients`.
 
     Raises:
         UserError: an unknown reference or metric, a single model, other images, one class only.
@@ -251,6 +251,11 @@ def _difference(
 def _delong_p(model: pd.DataFrame, reference: pd.DataFrame) -> float:
     """Return the p value of DeLong's test where it applies, else NaN."""
     labels, patients = reference["label"], reference["patient"]
-    if patients.duplicated().any() or labels.value_counts().min() < 2:
+    # Scores of several folds have no common scale.
+    if (
+        "fold" in reference.columns
+        or patients.duplicated().any()
+        or labels.value_counts().min() < 2
+    ):
         return float("nan")
     return delong(labels, model["log_odds"], reference["log_odds"], patients=patients).p

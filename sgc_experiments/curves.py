@@ -5,6 +5,7 @@ interval (`bootstrap.py`), so the band of a ROC curve and the interval of its AU
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,12 @@ from sgc_experiments.intervals import PatientCounts, metric_interval
 from sgc_experiments.metrics import (
     ECE_BINS,
     Floats,
+    Integers,
     precision_recall_points,
     rank_metrics,
     roc_points,
 )
-from sgc_experiments.predictions import check_predictions
+from sgc_experiments.predictions import check_predictions, fold_rows
 
 _GRID = np.linspace(0, 1, 101)
 _COVERAGES = np.linspace(0.2, 1, 17)
@@ -35,21 +37,62 @@ def _two_classes(predictions: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _band(
-    curve: Callable[[Floats], Floats], frame: pd.DataFrame, n_bootstrap: int, seed: int
-) -> Floats:
-    """Pointwise 2.5 % and 97.5 % quantiles of a curve on the grid, shape (2, 101)."""
+# Labels, scores and weights (B, N) of one fold, and where to read its curve (G,), to values (B, G).
+_Curve = Callable[[Integers, Floats, Floats, Floats], Floats]
 
-    def statistic(weights: Floats) -> dict[str, Floats]:
-        values = curve(weights)
-        return {str(k): values[:, k] for k in range(len(_GRID))}
 
-    resamples = bootstrap(statistic, frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
-    samples = np.column_stack(list(resamples.samples.values()))
-    samples = samples[np.isfinite(samples).all(axis=1)]
-    if not len(samples):
-        return np.full((2, len(_GRID)), np.nan)
-    return np.quantile(samples, [0.025, 0.975], axis=0)
+class _MeanCurve(NamedTuple):
+    """A curve of one model, or the mean of those of a cross-validation, a fold's weight its share.
+
+    The shares are those that make the area under the mean that of `metrics.rank_metrics`.
+    """
+
+    frame: pd.DataFrame
+    of_fold: _Curve
+    share: Callable[[Floats, Floats], Floats]  # of the weight of positive and of negative images
+
+    def at(self, grid: Floats, weights: Floats) -> Floats:
+        """Values at each place of a grid (G,) with the weights (B, N), shape (B, G)."""
+        labels, scores = self.frame["label"].to_numpy(), self.frame["log_odds"].to_numpy()
+        total, found = np.zeros((len(weights), 1)), np.zeros((len(weights), len(grid)))
+        for rows in fold_rows(self.frame):
+            own = weights[:, rows]
+            positive = own @ labels[rows]
+            share = self.share(positive, own.sum(axis=1) - positive)[:, None]
+            values = self.of_fold(labels[rows], scores[rows], own, grid)
+            found += np.where(share > 0, share * values, 0)
+            total += share
+        mean: Floats = np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
+        return mean
+
+    def band(self, n_bootstrap: int, seed: int) -> Floats:
+        """Pointwise 2.5 % and 97.5 % quantiles on the grid, shape (2, 101)."""
+
+        def statistic(weights: Floats) -> dict[str, Floats]:
+            values = self.at(_GRID, weights)
+            return {str(k): values[:, k] for k in range(len(_GRID))}
+
+        resamples = bootstrap(statistic, self.frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
+        samples = np.column_stack(list(resamples.samples.values()))
+        samples = samples[np.isfinite(samples).all(axis=1)]
+        if not len(samples):
+            return np.full((2, len(_GRID)), np.nan)
+        return np.quantile(samples, [0.025, 0.975], axis=0)
+
+    def places(self, points: Callable[[Integers, Floats, Floats], tuple[Floats, Floats]]) -> Floats:
+        """Where any fold's curve has a point, in ascending order."""
+        labels, scores = self.frame["label"].to_numpy(), self.frame["log_odds"].to_numpy()
+        found = [
+            points(labels[rows], scores[rows], np.ones((1, len(labels[rows]))))[0][0]
+            for rows in fold_rows(self.frame)
+        ]
+        places = np.unique(np.concatenate(found))
+        return places[np.isfinite(places)]
+
+
+def _true_positive_rates(labels: Integers, scores: Floats, weights: Floats, grid: Floats) -> Floats:
+    fpr, tpr = roc_points(labels, scores, weights)
+    return np.array([np.interp(grid, x, y) for x, y in zip(fpr, tpr, strict=True)])
 
 
 def roc_band(
@@ -63,23 +106,32 @@ def roc_band(
         seed: of the resamples.
 
     Returns:
-        The curve (`false_positive_rate`, `true_positive_rate`, one row per distinct score) and the
-        band of the true-positive rate (`false_positive_rate`, `low`, `high`) on a grid.
+        The curve (`false_positive_rate`, `true_positive_rate`, from (0, 0) to (1, 1)) and the band
+        of the true-positive rate (`false_positive_rate`, `low`, `high`) on a grid. With folds it
+        is the mean of their curves, weighted by their pairs, so that its area is the AUC.
 
     Raises:
         UserError: one class only, or more than two.
     """
     frame = _two_classes(predictions)
-    labels, scores = frame["label"].to_numpy(), frame["log_odds"].to_numpy()
-
-    def on_grid(weights: Floats) -> Floats:
-        fpr, tpr = roc_points(labels, scores, weights)
-        return np.array([np.interp(_GRID, x, y) for x, y in zip(fpr, tpr, strict=True)])
-
-    fpr, tpr = roc_points(labels, scores, np.ones((1, len(labels))))
-    curve = pd.DataFrame({"false_positive_rate": fpr[0], "true_positive_rate": tpr[0]})
-    low, high = _band(on_grid, frame, n_bootstrap, seed)
+    mean = _MeanCurve(frame, _true_positive_rates, lambda positive, negative: positive * negative)
+    places = mean.places(roc_points)
+    # Just before and at each place, where the curve may rise straight up.
+    fpr = np.sort(np.concatenate([np.nextafter(places, -1), places]))
+    tpr = mean.at(fpr, np.ones((1, len(frame))))[0]
+    curve = pd.DataFrame({"false_positive_rate": np.maximum(fpr, 0), "true_positive_rate": tpr})
+    low, high = mean.band(n_bootstrap, seed)
     return curve, pd.DataFrame({"false_positive_rate": _GRID, "low": low, "high": high})
+
+
+def _precisions(labels: Integers, scores: Floats, weights: Floats, grid: Floats) -> Floats:
+    recalls, precisions = precision_recall_points(labels, scores, weights)
+    rows = []
+    for recall, precision in zip(recalls, precisions, strict=True):
+        # The first threshold that reaches the recall and calls at least one image positive.
+        first = np.searchsorted(recall, np.maximum(grid, np.finfo(float).eps))
+        rows.append(precision[np.minimum(first, len(precision) - 1)])
+    return np.array(rows)
 
 
 def precision_recall_band(
@@ -89,23 +141,19 @@ def precision_recall_band(
 
     Returns:
         The curve (`recall`, `precision`: a step function, constant to the left of each row) and
-        the band of the precision (`recall`, `low`, `high`) on a grid.
+        the band of the precision (`recall`, `low`, `high`) on a grid. With folds it is the mean of
+        their curves, weighted by their positive images, so that its area is the average precision.
     """
     frame = _two_classes(predictions)
-    labels, scores = frame["label"].to_numpy(), frame["log_odds"].to_numpy()
-
-    def on_grid(weights: Floats) -> Floats:
-        recalls, precisions = precision_recall_points(labels, scores, weights)
-        rows = []
-        for recall, precision in zip(recalls, precisions, strict=True):
-            # The first threshold that reaches the recall and calls at least one image positive.
-            first = np.searchsorted(recall, np.maximum(_GRID, np.finfo(float).eps))
-            rows.append(precision[np.minimum(first, len(precision) - 1)])
-        return np.array(rows)
-
-    recall, precision = precision_recall_points(labels, scores, np.ones((1, len(labels))))
-    curve = pd.DataFrame({"recall": recall[0], "precision": precision[0]})
-    low, high = _band(on_grid, frame, n_bootstrap, seed)
+    mean = _MeanCurve(
+        frame, _precisions, lambda positive, negative: np.where(negative > 0, positive, 0)
+    )
+    recall = mean.places(precision_recall_points)
+    # Past a recall of 1, where all images are called positive, stands the prevalence.
+    recall = np.append(recall[recall > 0], np.nextafter(1, 2))
+    precision = mean.at(recall, np.ones((1, len(frame))))[0]
+    curve = pd.DataFrame({"recall": np.minimum(recall, 1), "precision": precision})
+    low, high = mean.band(n_bootstrap, seed)
     return curve, pd.DataFrame({"recall": _GRID, "low": low, "high": high})
 
 
@@ -187,14 +235,15 @@ def abstention_table(
     certainty = frame["log_odds"].abs().to_numpy() / np.sqrt(1 + np.pi * error**2 / 8)
     frame = frame.iloc[np.argsort(-certainty, kind="stable")].reset_index(drop=True)
     labels, scores = frame["label"].to_numpy(), frame["log_odds"].to_numpy()
+    folds = fold_rows(frame)
+
+    def answered_auc(share: float, weights: Floats) -> Floats:
+        before = np.cumsum(weights, axis=1) - weights
+        kept = np.clip(share * weights.sum(axis=1, keepdims=True) - before, 0, weights)
+        return rank_metrics(labels, scores, kept, folds)["auc"]
 
     def statistic(weights: Floats) -> dict[str, Floats]:
-        before = np.cumsum(weights, axis=1) - weights
-        total = weights.sum(axis=1, keepdims=True)
-        return {
-            str(k): rank_metrics(labels, scores, np.clip(share * total - before, 0, weights))["auc"]
-            for k, share in enumerate(_COVERAGES)
-        }
+        return {str(k): answered_auc(share, weights) for k, share in enumerate(_COVERAGES)}
 
     resamples = bootstrap(statistic, frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
     rows = []

@@ -30,6 +30,7 @@ from sgc_experiments.predictions import (
     check_predictions,
     class_names,
     class_probabilities,
+    fold_rows,
     per_row,
 )
 
@@ -108,15 +109,15 @@ def metrics_of(frame: pd.DataFrame, thresholds: Thresholds | None = None) -> Sta
     Returns:
         Function from weights (B, N) to the metrics by name, each of shape (B,).
     """
-    labels = frame["label"].to_numpy()
+    labels, folds = frame["label"].to_numpy(), fold_rows(frame)
     if class_names(frame):
         classes = class_probabilities(frame)
-        return lambda weights: multiclass_metrics(labels, classes, weights)
+        return lambda weights: multiclass_metrics(labels, classes, weights, folds)
     log_odds = frame["log_odds"].to_numpy()
     probabilities = frame["probability"].to_numpy(dtype=np.float64)
 
     def statistic(weights: Floats) -> dict[str, Floats]:
-        metrics = rank_metrics(labels, log_odds, weights)
+        metrics = rank_metrics(labels, log_odds, weights, folds)
         if thresholds is not None:
             metrics |= threshold_metrics(labels, probabilities, thresholds, weights)
         return metrics | probability_metrics(labels, log_odds, weights)
@@ -175,7 +176,8 @@ def evaluation_report(
     """Evaluate per image, breast and examination, and per view and density where known.
 
     Thresholds come from the validation predictions, at each level its own. With a column `fold` in
-    both tables each fold's thresholds come from that fold's validation predictions.
+    both tables each fold's thresholds come from that fold's validation predictions, and images are
+    ranked within their fold (`metrics.py`).
 
     Args:
         validation: predictions for the validation images.

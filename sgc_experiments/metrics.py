@@ -17,9 +17,16 @@ score; all others are ratios of sums that are linear in the weights, hence one m
 - Sensitivity and specificity: at thresholds that were chosen elsewhere (on validation images).
 
 A metric that a resample leaves undefined (no positive, or no negative image) is NaN there.
+
+The models of a cross-validation have a scale each: temperature, offset and prior are those of their
+fold. So images are ranked against images of their own fold only. AUC and partial AUC are those over
+all pairs of a positive and a negative image within a fold; average precision is the mean of the
+folds', weighted by their positive images. Ranked together, scores that tell nothing beyond the
+prior of their fold would have an AUC below 0.5, since a fold with more positive images to test on
+left fewer to train on (Parker, Günter & Bedo, 2007, https://doi.org/10.1186/1471-2105-8-326).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +34,10 @@ from scipy.special import expit
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Rows = slice | NDArray[np.intp]
+"""Which images are ranked against each other: an index of arrays of shape (N,)."""
+
+ALL_ROWS: tuple[Rows, ...] = (slice(None),)
 
 ECE_BINS = 10
 PARTIAL_AUC_MAX_FPR = 0.2
@@ -65,43 +76,68 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return ratio
 
 
-def _auc(tp: Floats, fp: Floats) -> Floats:
-    area = np.einsum("bu,bu->b", np.diff(fp, axis=1), tp[:, 1:] + tp[:, :-1]) / 2
-    return _ratio(area, tp[:, -1] * fp[:, -1])
+def _area(tp: Floats, fp: Floats) -> Floats:
+    """Weight of the pairs that are in order, ties as ½: AUC times all pairs."""
+    area: Floats = np.einsum("bu,bu->b", np.diff(fp, axis=1), tp[:, 1:] + tp[:, :-1]) / 2
+    return area
 
 
-def _average_precision(tp: Floats, fp: Floats) -> Floats:
+def _pairs(tp: Floats, fp: Floats) -> Floats:
+    pairs: Floats = tp[:, -1] * fp[:, -1]
+    return pairs
+
+
+def _gained_precision(tp: Floats, fp: Floats) -> Floats:
+    """Average precision times the positive images."""
     gained = np.diff(tp, axis=1)
     precision = np.nan_to_num(_ratio(tp[:, 1:], tp[:, 1:] + fp[:, 1:]))
-    area = _ratio(np.einsum("bu,bu->b", gained, precision), tp[:, -1])
-    return np.where(fp[:, -1] > 0, area, np.nan)
+    area: Floats = np.einsum("bu,bu->b", gained, precision)
+    return area
 
 
-def _partial_auc(tp: Floats, fp: Floats) -> Floats:
+def _partial_area(tp: Floats, fp: Floats) -> Floats:
+    """Area for the false-positive rates of the partial AUC, times all pairs."""
     limit = PARTIAL_AUC_MAX_FPR * fp[:, -1:]
     left, right = fp[:, :-1], fp[:, 1:]
     width = np.minimum(right, limit) - np.minimum(left, limit)
     # Where the limit falls inside a segment, the curve is followed to the limit, not to its end.
     share = np.nan_to_num(_ratio(width, right - left))
     height = tp[:, :-1] + np.diff(tp, axis=1) * share / 2
-    area = _ratio(np.einsum("bu,bu->b", width, height), tp[:, -1] * fp[:, -1])
-    smallest, largest = PARTIAL_AUC_MAX_FPR**2 / 2, PARTIAL_AUC_MAX_FPR
-    return (1 + (area - smallest) / (largest - smallest)) / 2
+    area: Floats = np.einsum("bu,bu->b", width, height)
+    return area
 
 
-def rank_metrics(labels: Integers, scores: Floats, weights: Floats) -> dict[str, Floats]:
+def _auc(labels: Integers, scores: Floats, weights: Floats, folds: Sequence[Rows]) -> Floats:
+    counts = [operating_points(labels[rows], scores[rows], weights[:, rows]) for rows in folds]
+    return _ratio(sum(_area(*c) for c in counts), sum(_pairs(*c) for c in counts))
+
+
+def rank_metrics(
+    labels: Integers, scores: Floats, weights: Floats, folds: Sequence[Rows] = ALL_ROWS
+) -> dict[str, Floats]:
     """`auc`, `average_precision` and `partial_auc`, each of shape (B,).
 
     Args:
         labels: 0 or 1, shape (N,).
-        scores: any monotone score, shape (N,).
+        scores: any score that is monotone within a fold, shape (N,).
         weights: shape (B, N).
+        folds: the images that are ranked against each other; default: all.
     """
-    tp, fp = operating_points(labels, scores, weights)
+    zero = np.zeros(len(weights))
+    pairs, area, partial, positives, precision = zero, zero, zero, zero, zero
+    for rows in folds:
+        tp, fp = operating_points(labels[rows], scores[rows], weights[:, rows])
+        pairs = pairs + _pairs(tp, fp)
+        area = area + _area(tp, fp)
+        partial = partial + _partial_area(tp, fp)
+        both = fp[:, -1] > 0
+        positives = positives + np.where(both, tp[:, -1], 0)
+        precision = precision + np.where(both, _gained_precision(tp, fp), 0)
+    smallest, largest = PARTIAL_AUC_MAX_FPR**2 / 2, PARTIAL_AUC_MAX_FPR
     return {
-        "auc": _auc(tp, fp),
-        "average_precision": _average_precision(tp, fp),
-        "partial_auc": _partial_auc(tp, fp),
+        "auc": _ratio(area, pairs),
+        "average_precision": _ratio(precision, positives),
+        "partial_auc": (1 + (_ratio(partial, pairs) - smallest) / (largest - smallest)) / 2,
     }
 
 
@@ -203,7 +239,7 @@ def threshold_metrics(
 
 
 def multiclass_metrics(
-    labels: Integers, probabilities: Floats, weights: Floats
+    labels: Integers, probabilities: Floats, weights: Floats, folds: Sequence[Rows] = ALL_ROWS
 ) -> dict[str, Floats]:
     """`macro_auc` (one versus rest), `accuracy`, `balanced_accuracy`, `log_loss`, `brier`.
 
@@ -211,6 +247,7 @@ def multiclass_metrics(
         labels: class index 0 … C − 1, shape (N,).
         probabilities: shape (N, C), rows sum to 1.
         weights: shape (B, N).
+        folds: the images that are ranked against each other; default: all.
 
     Returns:
         Arrays of shape (B,); `macro_auc` and `balanced_accuracy` are NaN where a class is missing.
@@ -224,7 +261,7 @@ def multiclass_metrics(
     hits = (members & correct[:, None]).astype(float)
     recalls = _ratio(weights @ hits, weights @ members.astype(float))
     aucs = [
-        _auc(*operating_points(members[:, c].astype(np.int64), probabilities[:, c], weights))
+        _auc(members[:, c].astype(np.int64), probabilities[:, c], weights, folds)
         for c in range(probabilities.shape[1])
     ]
     return {

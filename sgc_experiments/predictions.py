@@ -21,14 +21,14 @@ A mammogram is read by breast and by examination as well. A breast's score is th
 log-odds, an examination's the greatest of its breasts'; it is positive if one of its parts is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
 from sgc_experiments.errors import UserError
-from sgc_experiments.metrics import Floats
+from sgc_experiments.metrics import ALL_ROWS, Floats, Rows
 
 LEVELS = ("image", "breast", "exam")
 
@@ -194,6 +194,13 @@ def _error_of_mean(variances: pd.Series) -> float:
 
 def _common(values: pd.Series) -> str:
     return values.iloc[0] if values.nunique() == 1 else ""
+
+
+def fold_rows(predictions: pd.DataFrame) -> Sequence[Rows]:
+    """Return the rows of every fold, whose scores one model made; all rows without folds."""
+    if "fold" not in predictions.columns:
+        return ALL_ROWS
+    return list(predictions.groupby("fold").indices.values())
 
 
 def per_row(

@@ -146,6 +146,8 @@ class TestPairedDifferences:
         assert np.isnan(table.loc["average_precision", "p_delong"])
         clustered = paired_differences({"a": simulate(9), "b": simulate(9)}, "a", n_bootstrap=10)
         assert clustered["p_delong"].isna().all()
+        in_folds = {name: frame.assign(fold="1") for name, frame in models.items()}
+        assert paired_differences(in_folds, "a", n_bootstrap=10)["p_delong"].isna().all()
 
     def test_holm_runs_over_the_models_of_one_metric(self):
         models = {f"m{k}": simulate(30, auc=0.6 + 0.1 * k, model_seed=k) for k in range(3)}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binom, norm
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sgc_experiments.bootstrap import (
     bootstrap,
@@ -14,7 +14,12 @@ from sgc_experiments.bootstrap import (
     patient_draws,
     quadrature_interval,
 )
-from sgc_experiments.curves import precision_recall_band, reliability_table, roc_band
+from sgc_experiments.curves import (
+    abstention_table,
+    precision_recall_band,
+    reliability_table,
+    roc_band,
+)
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import (
     COLUMNS,
@@ -43,6 +48,16 @@ def three_classes(n=60, seed=0):
     ids = [f"img-{i}" for i in range(n)]
     patients = [f"pat-{i // 2}" for i in range(n)]
     return pd.DataFrame({"image_id": ids, "patient": patients, "label": labels} | columns)
+
+
+def in_folds(n_patients, folds=4):
+    """Out-of-fold predictions of models with a scale each."""
+    frame = simulate(n_patients)
+    fold = frame["patient"].str.removeprefix("pat-").astype(int) % folds
+    log_odds = frame["log_odds"] * (1 + fold) - 6 * (fold % 2)
+    return frame.assign(
+        fold=fold.astype(str), log_odds=log_odds, probability=1 / (1 + np.exp(-log_odds))
+    )
 
 
 class TestBootstrap:
@@ -361,6 +376,40 @@ class TestLevels:
         with pytest.raises(UserError, match=r"fold\(s\) 1"):
             evaluation_report(folds[0], frame, n_bootstrap=5)
 
+    def test_images_are_ranked_within_their_fold(self):
+        """Every fold's scale is its own, and tells nothing of its model."""
+        frame = in_folds(60)
+        table = evaluate(frame, None, n_bootstrap=50).set_index("metric")
+        parts = [part for _, part in frame.groupby("fold")]
+        pairs = [p["label"].sum() * (1 - p["label"]).sum() for p in parts]
+        aucs = [roc_auc_score(p["label"], p["log_odds"]) for p in parts]
+        assert table.loc["auc", "value"] == pytest.approx(np.average(aucs, weights=pairs))
+        assert table.loc["auc", "value"] > roc_auc_score(frame["label"], frame["log_odds"]) + 0.05
+        precisions = [average_precision_score(p["label"], p["log_odds"]) for p in parts]
+        assert table.loc["average_precision", "value"] == pytest.approx(
+            np.average(precisions, weights=[p["label"].sum() for p in parts])
+        )
+        assert table.loc["auc", "low"] < table.loc["auc", "value"] < table.loc["auc", "high"]
+        whole = abstention_table(frame, n_bootstrap=50).iloc[-1]
+        assert whole[["auc", "low", "high"]].tolist() == pytest.approx(
+            table.loc["auc", ["value", "low", "high"]].tolist()
+        )
+
+    def test_the_prior_of_a_fold_is_no_evidence(self):
+        """A fold with more positive patients to test on left fewer to train on."""
+        frame = in_folds(60)
+        share = frame.groupby("fold")["label"].transform("mean")
+        constant = frame.assign(log_odds=-share, probability=1 / (1 + np.exp(share)))
+        table = evaluate(constant, None, n_bootstrap=20).set_index("metric")
+        assert roc_auc_score(frame["label"], constant["log_odds"]) < 0.48
+        assert table.loc["auc", ["value", "low", "high"]].tolist() == [0.5, 0.5, 0.5]
+        several = constant.assign(probability_a=1 - constant["probability"])
+        several = several.rename(columns={"probability": "probability_b"})[
+            ["image_id", "patient", "fold", "label", "probability_a", "probability_b"]
+        ]
+        macro = evaluate(several, None, n_bootstrap=5).set_index("metric")
+        assert macro.loc["macro_auc", "value"] == 0.5
+
     def test_one_image_per_patient_without_side_or_exam(self):
         frame = simulate(40, images=1)[["image_id", "patient", "label", "probability"]]
         report = evaluation_report(frame, frame, n_bootstrap=20)
@@ -387,6 +436,20 @@ class TestCurves:
         middle = np.interp(band["recall"], curve["recall"], curve["precision"])
         inside = band["recall"].between(0.2, 0.95)
         assert ((band["low"] <= middle) & (middle <= band["high"]))[inside].all()
+
+    def test_areas_are_the_numbers_with_folds_and_without(self):
+        for frame in (simulate(40), in_folds(40)):
+            values = evaluate(frame, None, n_bootstrap=5).set_index("metric")["value"]
+            roc, band = roc_band(frame, n_bootstrap=20)
+            area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
+            assert area == pytest.approx(values["auc"])
+            on_grid = np.interp(
+                band["false_positive_rate"], roc["false_positive_rate"], roc["true_positive_rate"]
+            )
+            assert ((band["low"] <= on_grid) & (on_grid <= band["high"])).mean() > 0.9
+            curve, _ = precision_recall_band(frame, n_bootstrap=5)
+            steps = np.diff(curve["recall"], prepend=0) @ curve["precision"]
+            assert steps == pytest.approx(values["average_precision"])
 
     def test_reliability_counts_and_frequencies(self):
         frame = simulate(80)

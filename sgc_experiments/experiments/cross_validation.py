@@ -3,6 +3,10 @@
 The folds depend on the data and ``split_seed`` alone, so that every model has the same. A fold that
 a broken-off command has finished is taken over and not fitted again. Folds are fitted to be judged,
 not to be used: none of their models is stored.
+
+Probabilities and decisions of all folds are judged together, each decision by the threshold of its
+fold. AUC and average precision rank images within a fold, whose model has a scale of its own
+(``metrics.py``).
 """
 
 from __future__ import annotations
@@ -122,6 +126,6 @@ def _headline(config: TrainConfig, splits: dict[str, Split]) -> str:
     repeats = f", repeated {config.repeats} times" if config.repeats > 1 else ""
     return (
         f"**{config.model}** on **{config.dataset}**: {config.folds}-fold cross-validation by "
-        f"patient{repeats}; {len(splits)} nested runs, pooled out-of-fold predictions. For "
-        "research, not for diagnosis."
+        f"patient{repeats}; {len(splits)} nested runs, pooled out-of-fold predictions, ranked "
+        "within their fold. For research, not for diagnosis."
     )

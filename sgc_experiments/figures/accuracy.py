@@ -55,7 +55,7 @@ def roc(
 
     Args:
         models: two-class predictions by name (for more classes: `predictions.one_vs_rest`). Bands
-            are drawn for up to three.
+            are drawn for up to three. With folds, their mean curve is drawn (`curves.roc_band`).
         n_bootstrap: number of resamples of the patients.
         seed: of the resamples.
 
