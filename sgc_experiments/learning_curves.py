@@ -139,9 +139,7 @@ class LearningCurves:
         for m, model in enumerate(self.models):
             sizes, values, samples = self._curve(m)
             size = _first_reaching(sizes, values[None], np.array([target]))[0]
-            drawn = _first_reaching(sizes, samples.T, np.full(samples.shape[1], target))
-            low, high = _limits(drawn)
-            low = min(low, sizes[-1])
+            low, high = _size_limits(sizes, samples, np.full(samples.shape[1], target))
             reached = "never" if np.isinf(size) else "at most" if size == sizes[0] else "within"
             rows.append((model, target, size, low, high, reached))
         columns = ["model", "target", "size", "low", "high", "reached"]
@@ -169,10 +167,9 @@ class LearningCurves:
             for size, target, drawn in zip(own_sizes, own_values, own_samples, strict=True):
                 needed = _first_reaching(sizes, values[None], np.array([target]))[0]
                 bound = "at least" if np.isinf(needed) else "at most" if needed == sizes[0] else ""
-                low, high = _limits(_first_reaching(sizes, samples.T, drawn) / size)
-                low = min(low, sizes[-1] / size)
-                factor = min(needed, sizes[-1]) / size
-                rows.append((model, reference, size, target, factor, low, high, bound))
+                low, high = _size_limits(sizes, samples, drawn)
+                factors = (n / size for n in (min(needed, sizes[-1]), low, high))
+                rows.append((model, reference, size, target, *factors, bound))
         columns = ["model", "reference", "size", "target", "factor", "low", "high", "bound"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -285,7 +282,16 @@ def _first_reaching(sizes: Floats, curves: Floats, targets: Floats) -> Floats:
     return np.where(reached.any(axis=1), size, np.inf)
 
 
-def _limits(drawn: Floats) -> tuple[float, float]:
+def _size_limits(sizes: Floats, samples: Floats, targets: Floats) -> tuple[float, float]:
+    """95 % limits of the size at which drawn curves (K, B) reach their targets (B,).
+
+    A resample in which the metric is not defined says nothing of the size and is left out. The
+    lower limit is at most the greatest size.
+    """
+    defined = np.isfinite(samples).all(axis=0) & np.isfinite(targets)
+    if not defined.any():
+        return float("nan"), float("nan")
+    drawn = _first_reaching(sizes, samples[:, defined].T, targets[defined])
     # Order statistics, because interpolation between two infinite values is undefined.
     low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
-    return float(low), float(high)
+    return min(float(low), float(sizes[-1])), float(high)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from scipy.stats import norm, ttest_1samp
 
 from sgc_experiments.bootstrap import Source, interval, p_value
@@ -336,6 +337,24 @@ class TestLearningCurves:
         assert table.loc[25, ["factor", "bound"]].tolist() == [4, "at least"]
         assert np.isinf(table.loc[25, "high"])
         assert table.loc[25, "low"] == 4
+
+    def test_a_resample_without_a_class_does_not_count_as_never(self):
+        """Three positive patients of twenty: 4 % of the resamples draw none of them."""
+        labels = np.repeat([1, 0], [3, 17])
+        cells = []
+        for model, size, errors in (("a", 10, 12), ("a", 100, 0), ("b", 10, 12), ("b", 100, 0)):
+            log_odds = np.where(labels == 1, 0.0, -1.0)
+            log_odds[3 : 3 + errors] = 1.0
+            table = {"image_id": [f"{i}" for i in range(20)], "patient": np.arange(20).astype(str)}
+            table |= {"label": labels, "log_odds": log_odds, "probability": expit(log_odds)}
+            cells.append(Cell(model, size, 0, pd.DataFrame(table)))
+        curves = learning_curves(cells, n_bootstrap=500)
+        assert np.isnan(curves.samples[0, 0]).mean() > 0.025
+        reached = curves.smallest_size(0.9)
+        assert (reached["high"] <= 100).all()
+        factors = curves.label_efficiency("a").set_index("size")
+        np.testing.assert_allclose(factors.loc[100, ["factor", "low", "high"]].astype(float), 1)
+        assert np.isfinite(factors["high"]).all()
 
     def test_gaps_in_the_grid_are_left_open(self):
         cells = [c for c in study(AUCS) if (c.model, c.size) != ("cnn", 50)]
