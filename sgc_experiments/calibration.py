@@ -34,16 +34,26 @@ class Calibration:
         """Takes log-odds at their word."""
         return cls(1.0, (0.0,) * classes)
 
+    def logits(self, log_odds: np.ndarray, prior: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Log p(c|x) up to a constant of each image, (N, C); arguments as `posterior`.
+
+        Their differences are the calibrated log-odds, also where a probability rounds to 0.
+        """
+        prior = np.asarray(prior, dtype=np.float64)
+        if prior.shape != (len(self.offset),) or not np.all(prior > 0):
+            raise ValueError(f"prior must hold {len(self.offset)} positive numbers")
+        logits: np.ndarray = (
+            np.asarray(log_odds) / self.temperature + self.offset + np.log(prior / prior.sum())
+        )
+        return logits
+
     def posterior(self, log_odds: np.ndarray, prior: Sequence[float] | np.ndarray) -> np.ndarray:
         """Probabilities (N, C) from log-odds (N, C) and class probabilities π (C,).
 
         Raises:
             ValueError: `prior` is not a positive weight for each class.
         """
-        prior = np.asarray(prior, dtype=np.float64)
-        if prior.shape != (len(self.offset),) or not np.all(prior > 0):
-            raise ValueError(f"prior must hold {len(self.offset)} positive numbers")
-        logits = np.asarray(log_odds) / self.temperature + self.offset + np.log(prior / prior.sum())
+        logits = self.logits(log_odds, prior)
         logits -= logits.max(1, keepdims=True)
         odds = np.exp(logits)
         posterior: np.ndarray = odds / odds.sum(1, keepdims=True)

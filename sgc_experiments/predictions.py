@@ -101,14 +101,20 @@ def _checked_binary(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     probability = frame["probability"].to_numpy(dtype=np.float64)
     if not ((probability >= 0) & (probability <= 1)).all():
         raise UserError(f"{source}: probabilities must lie between 0 and 1, without gaps.")
-    rounded = np.finfo(np.float64).eps
-    from_probability = logit(np.clip(probability, rounded, 1 - rounded))
+    log_odds = logit(probability)
     if "log_odds" in frame.columns:
         log_odds = frame["log_odds"].to_numpy(dtype=np.float64)
         if not np.allclose(expit(log_odds), probability, rtol=0, atol=_TOLERANCE):
             raise UserError(f"{source}: log_odds is not the logit of probability in every row.")
-        from_probability = np.where(np.isfinite(log_odds), log_odds, from_probability)
-    return frame.assign(label=frame["label"].astype(np.int64), log_odds=from_probability)
+    return frame.assign(label=frame["label"].astype(np.int64), log_odds=_finite(log_odds))
+
+
+def _finite(log_odds: Floats) -> Floats:
+    """Put infinite log-odds one nat beyond the finite ones, and beyond what a probability tells."""
+    told = logit(1 - np.finfo(np.float64).eps)
+    furthest = np.abs(log_odds[np.isfinite(log_odds)]).max(initial=told) + 1
+    finite: Floats = np.clip(log_odds, -furthest, furthest)
+    return finite
 
 
 def _checked_classes(frame: pd.DataFrame, source: str) -> pd.DataFrame:

@@ -1,9 +1,13 @@
 """Calibration: what is known about the right temperature, offset and prior is found."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
+from sgc_experiments.experiments.scoring import answer
+from sgc_experiments.protocol import Prediction
 
 
 def simulated(count, temperature, offset, prior, seed=0):
@@ -59,7 +63,7 @@ def test_the_order_of_images_never_changes():
 
 def test_a_given_prior_multiplies_the_odds():
     log_odds = np.array([[0.0, 0.7], [0.0, -3.0]])
-    calibration = Calibration(2.0, (0.0, 0.3))
+    calibration = Calibration(0.5, (0.0, 0.3))
     even = calibration.posterior(log_odds, (1, 1))
     rare = calibration.posterior(log_odds, (0.95, 0.05))
     odds_ratio = (rare[:, 1] / rare[:, 0]) / (even[:, 1] / even[:, 0])
@@ -84,3 +88,22 @@ def test_no_images_or_one_class_still_calibrate(labels):
 def test_a_wrong_prior_is_named(prior):
     with pytest.raises(ValueError, match="prior"):
         Calibration.identity(2).posterior(np.zeros((1, 2)), prior)
+
+
+@pytest.mark.parametrize(("classes", "column"), [(2, "log_odds"), (3, "log_odds_c1")])
+def test_an_answer_ranks_where_the_posterior_rounds(classes, column):
+    """Log-odds come from the evidence: those of a probability of 1 would be infinite, or equal."""
+    evidence = np.zeros((4, classes))
+    evidence[:, 1] = 900.0, 50.0, 60.0, -900.0
+    calibration = Calibration(0.5, (0.0, 0.5, 0.0)[:classes])
+    prior = np.arange(1.0, classes + 1) / sum(range(1, classes + 1))
+    classifier = SimpleNamespace(
+        classes=tuple(f"c{k}" for k in range(classes)), calibration=calibration, prior=prior,
+        posterior=calibration.posterior,
+    )  # fmt: skip
+    prediction = Prediction(evidence, np.zeros_like(evidence), 1)
+    said = answer(classifier, np.empty((4, 8, 8)), prediction=prediction)
+    expected = evidence[:, 1] * 2 + 0.5 + np.log(2)
+    np.testing.assert_allclose(said[column], expected, rtol=1e-12)
+    even = answer(classifier, np.empty((4, 8, 8)), prior=[1] * classes, prediction=prediction)
+    np.testing.assert_allclose(even[column], expected - np.log(2), rtol=1e-12)

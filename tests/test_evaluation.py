@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from scipy.stats import binom, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -262,6 +263,18 @@ class TestEvaluate:
         assert evaluate(frame, None, n_bootstrap=10).set_index("metric").loc["auc", "value"] == (
             pytest.approx(expected)
         )
+
+    def test_an_infinite_log_odds_lies_beyond_all_others(self):
+        table = {"image_id": list("abcdef"), "patient": list("pqrstu"), "label": [1, 1, 1, 0, 0, 0]}
+        table["log_odds"] = [np.inf, np.inf, 60.0, 50.0, -50.0, -np.inf]
+        frame = pd.DataFrame(table).assign(probability=lambda t: expit(t["log_odds"]))
+        assert evaluate(frame, None, n_bootstrap=5).loc[0, "value"] == 1
+        checked = check_predictions(frame)["log_odds"]
+        assert np.isfinite(checked).all()
+        assert checked[2:5].tolist() == [60.0, 50.0, -50.0]
+        certain = check_predictions(frame.drop(columns="log_odds"))["log_odds"]
+        assert np.isfinite(certain).all()
+        assert certain[0] > 36 > -36 > certain[5]
 
     def test_several_classes(self):
         frame = three_classes()

@@ -48,14 +48,16 @@ def answer(
     """
     if prediction is None:
         prediction = _predict(classifier, images, evaluations, seed)
+    prior = classifier.prior if prior is None else prior
     posterior = classifier.posterior(prediction.log_odds, prior)
+    logits = classifier.calibration.logits(prediction.log_odds, prior)
     columns: dict[str, Any] = {
         f"probability_{name}": posterior[:, index] for index, name in enumerate(classifier.classes)
     }
     for index, name in enumerate(classifier.classes[1:], start=1):
         ending = f"_{name}" if len(classifier.classes) > 2 else ""
-        # From both columns, since 1 - p loses the digits of a p close to 1.
-        columns[f"log_odds{ending}"] = np.log(posterior[:, index]) - np.log(posterior[:, 0])
+        # Not from the posterior, which rounds to 0 and 1 where the log-odds still rank.
+        columns[f"log_odds{ending}"] = logits[:, index] - logits[:, 0]
         spread = prediction.standard_error[:, index] / classifier.calibration.temperature
         columns[f"standard_error{ending}"] = spread
     if prediction.out_of_distribution is not None:
