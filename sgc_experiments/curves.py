@@ -1,7 +1,8 @@
 """Curves of one model with pointwise 95 % bands over patients: accuracy, reliability, abstention.
 
-Numbers only; `figures` draws them. Bands come from the same patient-clustered bootstrap as every
-interval (`bootstrap.py`), so the band of a ROC curve and the interval of its AUC agree.
+Numbers only; `figures` draws them. Every point has its limits by the rule of all intervals
+(`intervals.py`), from the same resamples of the patients. A band holds each point of the true curve
+in 95 % of studies, the whole curve less often; the area under its edges is not the AUC's interval.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from sgc_experiments.bootstrap import bootstrap, exact_limit, interval
+from sgc_experiments.bootstrap import bootstrap
 from sgc_experiments.errors import UserError
 from sgc_experiments.intervals import PatientCounts, metric_interval
 from sgc_experiments.metrics import (
@@ -47,6 +48,7 @@ class _MeanCurve(NamedTuple):
     The shares are those that make the area under the mean that of `metrics.rank_metrics`.
     """
 
+    metric: str  # that a point of the curve is
     frame: pd.DataFrame
     of_fold: _Curve
     share: Callable[[Floats, Floats], Floats]  # of the weight of positive and of negative images
@@ -66,18 +68,19 @@ class _MeanCurve(NamedTuple):
         return mean
 
     def band(self, n_bootstrap: int, seed: int) -> Floats:
-        """Pointwise 2.5 % and 97.5 % quantiles on the grid, shape (2, 101)."""
+        """Pointwise 95 % limits on the grid, shape (2, 101); NaN where there are none."""
 
         def statistic(weights: Floats) -> dict[str, Floats]:
             values = self.at(_GRID, weights)
             return {str(k): values[:, k] for k in range(len(_GRID))}
 
-        resamples = bootstrap(statistic, self.frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
-        samples = np.column_stack(list(resamples.samples.values()))
-        samples = samples[np.isfinite(samples).all(axis=1)]
-        if not len(samples):
-            return np.full((2, len(_GRID)), np.nan)
-        return np.quantile(samples, [0.025, 0.975], axis=0)
+        drawn = bootstrap(statistic, self.frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
+        patients = PatientCounts.of(self.frame)
+        limits = [
+            metric_interval(self.metric, drawn.estimate[k], drawn.samples[k], patients)[:2]
+            for k in drawn.estimate
+        ]
+        return np.array(limits).T
 
     def places(self, points: Callable[[Integers, Floats, Floats], tuple[Floats, Floats]]) -> Floats:
         """Where any fold's curve has a point, in ascending order."""
@@ -114,13 +117,16 @@ def roc_band(
         UserError: one class only, or more than two.
     """
     frame = _two_classes(predictions)
-    mean = _MeanCurve(frame, _true_positive_rates, lambda positive, negative: positive * negative)
+    mean = _MeanCurve(
+        "sensitivity", frame, _true_positive_rates, lambda positive, negative: positive * negative
+    )
     places = mean.places(roc_points)
     # Just before and at each place, where the curve may rise straight up.
     fpr = np.sort(np.concatenate([np.nextafter(places, -1), places]))
     tpr = mean.at(fpr, np.ones((1, len(frame))))[0]
     curve = pd.DataFrame({"false_positive_rate": np.maximum(fpr, 0), "true_positive_rate": tpr})
     low, high = mean.band(n_bootstrap, seed)
+    low[-1] = high[-1] = 1  # by definition
     return curve, pd.DataFrame({"false_positive_rate": _GRID, "low": low, "high": high})
 
 
@@ -143,10 +149,14 @@ def precision_recall_band(
         The curve (`recall`, `precision`: a step function, constant to the left of each row) and
         the band of the precision (`recall`, `low`, `high`) on a grid. With folds it is the mean of
         their curves, weighted by their positive images, so that its area is the average precision.
+        Where all resamples have a precision of 1 there is no band.
     """
     frame = _two_classes(predictions)
     mean = _MeanCurve(
-        frame, _precisions, lambda positive, negative: np.where(negative > 0, positive, 0)
+        "precision",
+        frame,
+        _precisions,
+        lambda positive, negative: np.where(negative > 0, positive, 0),
     )
     recall = mean.places(precision_recall_points)
     # Past a recall of 1, where all images are called positive, stands the prevalence.
@@ -169,8 +179,7 @@ def reliability_table(
 
     Returns:
         One row per non-empty bin: `left`, `right`, `n_images`, `n_patients`, `probability` (mean),
-        `frequency`, `low`, `high`. Where all images of a bin agree, the limits are exact
-        (Clopper-Pearson, with patients as the sample).
+        `frequency`, `low`, `high`.
     """
     frame = check_predictions(predictions)
     labels = frame["label"].to_numpy(dtype=np.float64)
@@ -189,17 +198,13 @@ def reliability_table(
     for b in np.unique(bins):
         members = bins == b
         frequency = resamples.estimate[str(b)]
-        n_patients = frame.loc[members, "patient"].nunique()
-        if frequency in (0.0, 1.0):
-            low, high = sorted((frequency, exact_limit(frequency, n_patients)))
-        else:
-            samples = resamples.samples[str(b)]
-            low, high = interval(frequency, samples, n_patients=n_patients)
+        patients = PatientCounts.of(frame[members])
+        low, high, _ = metric_interval("prevalence", frequency, resamples.samples[str(b)], patients)
         rows.append({
             "left": b / ECE_BINS,
             "right": (b + 1) / ECE_BINS,
             "n_images": int(members.sum()),
-            "n_patients": n_patients,
+            "n_patients": patients.all,
             "probability": probabilities[members].mean(),
             "frequency": frequency,
             "low": low,
@@ -224,8 +229,7 @@ def abstention_table(
     Returns:
         One row per coverage, from 0.2 to 1: `coverage`, `n_images` and `n_patients` (answered),
         `auc`, `low`, `high`. In a resample the most certain share of that resample is answered. NaN
-        where one class alone is answered; the limits of a perfect AUC are exact (Clopper-Pearson,
-        with pairs of patients as the sample).
+        where one class alone is answered.
 
     Raises:
         UserError: one class only, or more than two.

@@ -29,7 +29,8 @@ from sgc_experiments.predictions import class_names
 
 # Errors and areas for which a perfect result has no exact limit.
 _NO_EXACT_LIMIT = {
-    "average_precision": 1.0, "partial_auc": 1.0, "brier": 0.0, "log_loss": 0.0, "ece": 0.0,
+    "average_precision": 1.0, "partial_auc": 1.0, "precision": 1.0, "brier": 0.0, "log_loss": 0.0,
+    "ece": 0.0,
 }  # fmt: skip
 # Means over all images.
 _OF_ALL = ("accuracy", "prevalence", "brier", "log_loss", "ece")
@@ -66,7 +67,7 @@ class PatientCounts(NamedTuple):
         if metric.startswith(("sensitivity", "specificity")) or metric in _OF_ALL:
             return self.behind(metric)
         # A patient may have images of several classes, but can be in one disjoint pair only.
-        return min(self.behind(metric), max(1, self.all // len(self.by_class)))
+        return min(self.behind(metric), self.all // len(self.by_class))
 
 
 def metric_interval(
@@ -90,13 +91,17 @@ def metric_interval(
     """
     none = float("nan"), float("nan"), "none"
     valid = samples[np.isfinite(samples)]
-    if not len(valid) or not np.isfinite(value) or patients.all < 2:
-        return none
-    if abs(value - _NO_EXACT_LIMIT.get(metric, np.inf)) < _ROUNDING:
+    if not len(valid) or not np.isfinite(value):
         return none
     if value in (0.0, 1.0) and metric not in _NO_EXACT_LIMIT:
-        low, high = sorted((value, exact_limit(value, patients.behind_perfect(metric))))
+        sample_size = patients.behind_perfect(metric)
+        if not sample_size:
+            return none
+        low, high = sorted((value, exact_limit(value, sample_size)))
         return low, high, "exact"
+    perfect = abs(value - _NO_EXACT_LIMIT.get(metric, np.inf)) < _ROUNDING
+    if perfect and np.ptp(valid) < _ROUNDING:
+        return none
     n_patients = patients.behind(metric)
     if n_patients < 2:
         return none

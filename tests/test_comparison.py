@@ -356,6 +356,14 @@ class TestLearningCurves:
         np.testing.assert_allclose(factors.loc[100, ["factor", "low", "high"]].astype(float), 1)
         assert np.isfinite(factors["high"]).all()
 
+    def test_a_perfect_mean_gets_the_exact_limit(self):
+        frame = simulate(20, images=1)
+        frame = frame.assign(probability=frame["label"] * 0.8 + 0.1).drop(columns="log_odds")
+        table = learning_curves([Cell("m", 10, s, frame) for s in range(2)], n_bootstrap=50).table()
+        auc = evaluate(frame, None, n_bootstrap=50).loc[0]
+        assert auc["interval"] == "exact"
+        assert table.loc[0, ["value", "low", "high"]].tolist() == [1, auc["low"], 1]
+
     def test_gaps_in_the_grid_are_left_open(self):
         cells = [c for c in study(AUCS) if (c.model, c.size) != ("cnn", 50)]
         curves = learning_curves(cells, n_bootstrap=50)

@@ -1,6 +1,7 @@
 """Abstention: who is left out first, and what the rest's AUC is worth."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sgc_experiments.curves import abstention_table
@@ -45,6 +46,18 @@ def test_a_large_standard_error_counts_as_uncertain():
     assert table.loc[1.0, "auc"] < 0.9
     blind = abstention_table(noisy.assign(standard_error=0.0), **FEW).set_index("coverage")
     assert blind.loc[0.2, "auc"] < 0.1
+
+
+def test_perfect_for_patients_of_both_classes():
+    """Two patients with an image of each class are one pair, as in `evaluate`."""
+    log_odds = np.array([-3.0, 3.0, -2.5, 2.6])
+    table = {"image_id": list("1234"), "patient": list("aabb"), "label": [0, 1, 0, 1]}
+    table |= {"log_odds": log_odds, "probability": 1 / (1 + np.exp(-log_odds))}
+    predictions = pd.DataFrame(table)
+    row = abstention_table(predictions, **FEW).iloc[-1]
+    auc = evaluate(predictions, None, **FEW).set_index("metric").loc["auc"]
+    assert row[["auc", "low", "high"]].tolist() == pytest.approx([1, 0.025, 1])
+    assert auc[["value", "low", "high"]].tolist() == pytest.approx([1, 0.025, 1])
 
 
 def test_an_error_that_is_not_known_counts_as_none():

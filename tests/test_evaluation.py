@@ -442,6 +442,17 @@ class TestCurves:
         assert curve.iloc[0].tolist() == [0, 0]
         assert curve.iloc[-1].tolist() == [1, 1]
 
+    def test_bands_of_a_perfect_model_have_the_exact_limit_or_none(self):
+        frame = simulate(20, images=1)
+        frame = frame.assign(probability=frame["label"] * 0.8 + 0.1).drop(columns="log_odds")
+        _, band = roc_band(frame, n_bootstrap=100)
+        expected = exact_limit(1.0, int(frame["label"].sum()))
+        assert band["low"].iloc[:-1].tolist() == pytest.approx([expected] * 100)
+        assert band.iloc[-1].tolist() == [1, 1, 1]
+        assert (band["high"] == 1).all()
+        _, band = precision_recall_band(frame, n_bootstrap=100)
+        assert band["low"].isna().all()
+
     def test_precision_band_surrounds_the_curve_and_ends_at_the_prevalence(self):
         frame = simulate(100)
         curve, band = precision_recall_band(frame, n_bootstrap=200)
