@@ -1,8 +1,9 @@
 """Curves of one model with pointwise 95 % bands over patients: accuracy, reliability, abstention.
 
-Numbers only; `figures` draws them. Every point has its limits by the rule of all intervals
-(`intervals.py`), from the same resamples of the patients. A band holds each point of the true curve
-in 95 % of studies, the whole curve less often; the area under its edges is not the AUC's interval.
+Numbers only; `figures` draws them. Bands of ROC and precision-recall curves are percentiles of the
+resamples of the patients, all other limits those of `intervals.py`, which stand in for a band of no
+width too. A band holds each point of the true curve in about 95 % of studies, the whole curve less
+often: the area between its edges is not the interval of the AUC.
 """
 
 from collections.abc import Callable
@@ -76,10 +77,14 @@ class _MeanCurve(NamedTuple):
 
         drawn = bootstrap(statistic, self.frame["patient"], n_bootstrap=n_bootstrap, seed=seed)
         patients = PatientCounts.of(self.frame)
-        limits = [
-            metric_interval(self.metric, drawn.estimate[k], drawn.samples[k], patients)[:2]
-            for k in drawn.estimate
-        ]
+        limits = []
+        for k, samples in drawn.samples.items():
+            valid = samples[np.isfinite(samples)]
+            low, high = np.quantile(valid, [0.025, 0.975]) if len(valid) else (np.nan, np.nan)
+            if low == high:
+                value = drawn.estimate[k]
+                low, high, _ = metric_interval(self.metric, value, samples, patients)
+            limits.append((low, high))
         return np.array(limits).T
 
     def places(self, points: Callable[[Integers, Floats, Floats], tuple[Floats, Floats]]) -> Floats:
@@ -126,7 +131,10 @@ def roc_band(
     tpr = mean.at(fpr, np.ones((1, len(frame))))[0]
     curve = pd.DataFrame({"false_positive_rate": np.maximum(fpr, 0), "true_positive_rate": tpr})
     low, high = mean.band(n_bootstrap, seed)
-    low[-1] = high[-1] = 1  # by definition
+    # As the curve rises, so do its limits; neither gets closer. At the end it is 1 by definition.
+    low[:-1] = np.minimum.accumulate(low[-2::-1])[::-1]
+    high = np.maximum.accumulate(high)
+    low[-1] = high[-1] = 1
     return curve, pd.DataFrame({"false_positive_rate": _GRID, "low": low, "high": high})
 
 
@@ -149,7 +157,7 @@ def precision_recall_band(
         The curve (`recall`, `precision`: a step function, constant to the left of each row) and
         the band of the precision (`recall`, `low`, `high`) on a grid. With folds it is the mean of
         their curves, weighted by their positive images, so that its area is the average precision.
-        Where all resamples have a precision of 1 there is no band.
+        Where it is 1 in nearly all resamples there is no band.
     """
     frame = _two_classes(predictions)
     mean = _MeanCurve(

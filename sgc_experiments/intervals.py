@@ -99,8 +99,7 @@ def metric_interval(
             return none
         low, high = sorted((value, exact_limit(value, sample_size)))
         return low, high, "exact"
-    perfect = abs(value - _NO_EXACT_LIMIT.get(metric, np.inf)) < _ROUNDING
-    if perfect and np.ptp(valid) < _ROUNDING:
+    if abs(value - _NO_EXACT_LIMIT.get(metric, np.inf)) < _ROUNDING:
         return none
     n_patients = patients.behind(metric)
     if n_patients < 2:
