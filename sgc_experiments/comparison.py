@@ -21,7 +21,7 @@ from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import N_BOOTSTRAP, Thresholds, metrics_of
 from sgc_experiments.intervals import PatientCounts
 from sgc_experiments.metrics import Floats
-from sgc_experiments.predictions import check_predictions, class_names
+from sgc_experiments.predictions import check_predictions, class_names, each_once
 
 
 def check_same_split(digests: Mapping[str, str]) -> str:
@@ -228,7 +228,7 @@ def paired_differences(
         _delong_p(frames[row.model], base) if row.metric == "auc" else np.nan
         for row in table.itertuples()
     ]
-    return table.assign(n_images=len(base), n_patients=patients.all)
+    return table.assign(n_images=len(each_once(base)), n_patients=patients.all)
 
 
 def _difference(

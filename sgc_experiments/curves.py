@@ -1,6 +1,7 @@
 """Curves of one model with pointwise 95 % bands over patients: accuracy, reliability, abstention.
 
-Numbers only; `figures` draws them. Bands of ROC and precision-recall curves are percentiles of the
+Numbers only; `figures` draws them. Of a repeated cross-validation, numbers of images are means over
+the repeats. Bands of ROC and precision-recall curves are percentiles of the
 resamples of the patients, all other limits those of `intervals.py`, which stand in for a band of no
 width too. A band holds each point of the true curve in about 95 % of studies, the whole curve less
 often: the area between its edges is not the interval of the AUC.
@@ -24,7 +25,7 @@ from sgc_experiments.metrics import (
     rank_metrics,
     roc_points,
 )
-from sgc_experiments.predictions import check_predictions, fold_rows
+from sgc_experiments.predictions import check_predictions, fold_rows, n_repeats
 
 _GRID = np.linspace(0, 1, 101)
 _COVERAGES = np.linspace(0.2, 1, 17)
@@ -190,6 +191,7 @@ def reliability_table(
         `frequency`, `low`, `high`.
     """
     frame = check_predictions(predictions)
+    repeats = n_repeats(frame)
     labels = frame["label"].to_numpy(dtype=np.float64)
     probabilities = expit(frame["log_odds"].to_numpy())
     bins = np.minimum((probabilities * ECE_BINS).astype(int), ECE_BINS - 1)
@@ -211,7 +213,7 @@ def reliability_table(
         rows.append({
             "left": b / ECE_BINS,
             "right": (b + 1) / ECE_BINS,
-            "n_images": int(members.sum()),
+            "n_images": members.sum() / repeats,
             "n_patients": patients.all,
             "probability": probabilities[members].mean(),
             "frequency": frequency,
@@ -247,7 +249,7 @@ def abstention_table(
     certainty = frame["log_odds"].abs().to_numpy() / np.sqrt(1 + np.pi * error**2 / 8)
     frame = frame.iloc[np.argsort(-certainty, kind="stable")].reset_index(drop=True)
     labels, scores = frame["label"].to_numpy(), frame["log_odds"].to_numpy()
-    folds = fold_rows(frame)
+    folds, repeats = fold_rows(frame), n_repeats(frame)
 
     def answered_auc(share: float, weights: Floats) -> Floats:
         before = np.cumsum(weights, axis=1) - weights
@@ -266,7 +268,7 @@ def abstention_table(
         low, high, _ = metric_interval("auc", auc, resamples.samples[str(k)], patients)
         rows.append({
             "coverage": share,
-            "n_images": len(answered),
+            "n_images": len(answered) / repeats,
             "n_patients": patients.all,
             "auc": auc,
             "low": low,

@@ -30,6 +30,7 @@ from sgc_experiments.predictions import (
     check_predictions,
     class_names,
     class_probabilities,
+    each_once,
     fold_rows,
     per_row,
 )
@@ -294,9 +295,10 @@ def _table(frame: pd.DataFrame, thresholds: Thresholds | None, settings: _Settin
         achieved = resamples.estimate.get(f"{metric}/achieved", np.nan)
         defined = int(np.isfinite(samples).sum())
         rows.append((metric, value, low, high, majority[metric], achieved, kind, defined))
+    labels = each_once(frame)["label"]
     sizes = {
-        "n_images": len(frame),
+        "n_images": len(labels),
         "n_patients": patients.all,
-        "n_positive": np.nan if class_names(frame) else int((frame["label"] == 1).sum()),
+        "n_positive": np.nan if class_names(frame) else int((labels == 1).sum()),
     }
     return pd.DataFrame(rows, columns=list(COLUMNS[:8])).assign(**sizes)

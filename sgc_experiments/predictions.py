@@ -202,6 +202,16 @@ def _common(values: pd.Series) -> str:
     return values.iloc[0] if values.nunique() == 1 else ""
 
 
+def each_once(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Keep one row of every image, which a repeated cross-validation predicts once per repeat."""
+    return predictions.drop_duplicates(["patient", "image_id"])
+
+
+def n_repeats(predictions: pd.DataFrame) -> float:
+    """How many rows there are of every image, on average."""
+    return len(predictions) / len(each_once(predictions))
+
+
 def fold_rows(predictions: pd.DataFrame) -> Sequence[Rows]:
     """Return the rows of every fold, whose scores one model made; all rows without folds."""
     if "fold" not in predictions.columns:

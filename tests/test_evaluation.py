@@ -15,6 +15,7 @@ from sgc_experiments.bootstrap import (
     patient_draws,
     quadrature_interval,
 )
+from sgc_experiments.comparison import paired_differences
 from sgc_experiments.curves import (
     abstention_table,
     precision_recall_band,
@@ -422,6 +423,19 @@ class TestLevels:
         ]
         macro = evaluate(several, None, n_bootstrap=5).set_index("metric")
         assert macro.loc["macro_auc", "value"] == 0.5
+
+    def test_repeats_count_an_image_once(self):
+        once = in_folds(40)
+        frame = pd.concat([once.assign(fold=f"{repeat}." + once["fold"]) for repeat in (1, 2, 3)])
+        report = evaluation_report(frame, frame, n_bootstrap=5)
+        whole = report[report["group"] == "all"].groupby("level")[["n_images", "n_positive"]].max()
+        assert whole["n_images"].to_dict() == {"image": 160, "breast": 80, "exam": 40}
+        positive = once.groupby("patient")["label"].first().sum()
+        assert whole["n_positive"].tolist() == [2 * positive, positive, 4 * positive]
+        assert reliability_table(frame, n_bootstrap=5)["n_images"].sum() == pytest.approx(160)
+        assert abstention_table(frame, n_bootstrap=5)["n_images"].iloc[-1] == 160
+        models = {"a": frame, "b": frame}
+        assert paired_differences(models, "a", n_bootstrap=5).loc[0, "n_images"] == 160
 
     def test_one_image_per_patient_without_side_or_exam(self):
         frame = simulate(40, images=1)[["image_id", "patient", "label", "probability"]]

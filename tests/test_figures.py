@@ -202,6 +202,19 @@ def test_confusion_counts_and_percentages():
         figures.confusion([], [], ("benign", "malignant"))
 
 
+def test_repeats_count_an_image_once():
+    labels, called = [0, 0, 0, 0, 1, 1] * 2, [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1]
+    shown = said(figures.confusion(labels, called, ("benign", "malignant"), repeats=2))
+    for text in ("3.5\n88 %", "0.5\n12 %", "2\n100 %", "benign\n(n = 4)"):
+        assert text in shown
+    once = MODELS["SGC"]
+    twice = pd.concat([once.assign(fold=fold) for fold in ("1.1", "2.1")])
+    drawn = [figures.log_odds_histogram(frame) for frame in (once, twice)]
+    heights = [figure.axes[0].get_ylim()[1] for figure in drawn]
+    assert heights[1] <= heights[0]  # of more rows the bins are narrower
+    assert all(f"malignant (n = {once['label'].sum()})" in said(figure) for figure in drawn)
+
+
 def test_explanations_name_the_outcome_and_centre_the_map():
     figure = figures.explanation_sheet(
         [explanation(), explanation("false negative", -2.0, box=None)],

@@ -11,7 +11,7 @@ from sgc_experiments import figures
 from sgc_experiments.bootstrap import Resampling
 from sgc_experiments.curves import abstention_table, reliability_table
 from sgc_experiments.evaluation import choose_thresholds
-from sgc_experiments.predictions import class_names, class_probabilities, one_vs_rest
+from sgc_experiments.predictions import class_names, class_probabilities, n_repeats, one_vs_rest
 from sgc_experiments.tracking import TrackedRun
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def result_figures(
         "reliability": figures.reliability(
             curves | _before(uncalibrated), positive=positive, **options
         ),
-        "confusion": figures.confusion(test["label"], decided, classes),
+        "confusion": figures.confusion(test["label"], decided, classes, repeats=n_repeats(test)),
     }
     if not several:
         drawn["log_odds"] = figures.log_odds_histogram(test, classes)

@@ -26,7 +26,7 @@ from sgc_experiments.figures.style import (
     styled,
     unit_square,
 )
-from sgc_experiments.predictions import check_predictions
+from sgc_experiments.predictions import check_predictions, each_once, n_repeats
 
 # More bands than these hide each other; the intervals in the legend remain.
 _MOST_BANDS = 3
@@ -199,7 +199,9 @@ def abstention(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 @styled
-def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> Figure:
+def confusion(
+    labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str], *, repeats: float = 1
+) -> Figure:
     """Confusion matrix: counts, and the percentage of each row (of the images of a true class).
 
     Args:
@@ -207,6 +209,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
         predicted: class indices, shape (N,); with two classes from the threshold chosen on the
             validation images.
         classes: names, C of them.
+        repeats: rows per image, which the counts are divided by.
 
     Raises:
         UserError: no image, or an index that names no class.
@@ -216,15 +219,15 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -
     if not len(pairs) or pairs.min() < 0 or pairs.max() >= n_classes:
         raise UserError(f"A confusion matrix needs class indices 0 … {n_classes - 1}.")
     flat = np.bincount(pairs[:, 0] * n_classes + pairs[:, 1], minlength=n_classes**2)
-    matrix = flat.reshape(n_classes, n_classes)
-    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    matrix = flat.reshape(n_classes, n_classes) / repeats
+    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1 / repeats)
     text = np.array([
-        [f"{n}\n{p:.0f} %" for n, p in zip(*rows, strict=True)]
+        [f"{np.round(n, 1):g}\n{p:.0f} %" for n, p in zip(*rows, strict=True)]
         for rows in zip(matrix, percent, strict=True)
     ])  # fmt: skip
     side = 1.15 * n_classes + 1.9
     figure, axes = canvas(side + 0.9, side)
-    totals = [f"{c}\n(n = {n})" for c, n in zip(classes, matrix.sum(axis=1), strict=True)]
+    totals = [f"{c}\n(n = {n:g})" for c, n in zip(classes, matrix.sum(axis=1), strict=True)]
     sns.heatmap(
         percent, annot=text, fmt="", cmap="Blues", vmin=0, vmax=100, square=True, linewidths=2,
         xticklabels=list(classes), yticklabels=totals, annot_kws={"fontsize": 12}, ax=axes,
@@ -250,15 +253,16 @@ def log_odds_histogram(
     if "log_odds" not in frame.columns:
         raise UserError("A histogram of log-odds needs two classes; use one_vs_rest for more.")
     figure, axes = canvas(6.2, 4.0)
-    number = frame["label"].value_counts()
+    number = each_once(frame)["label"].value_counts()
     names = {c: f"{name} (n = {number.get(c, 0)})" for c, name in enumerate(classes)}
     shown = frame[["log_odds"]].assign(true_class=frame["label"].map(names))
+    share = np.full(len(frame), 1 / n_repeats(frame))  # of an image in its rows
     hue = {
         "data": shown, "x": "log_odds", "hue": "true_class",
         "hue_order": list(names.values()), "palette": list(PALETTE[:2]), "ax": axes,
     }  # fmt: skip
     bins = int(np.clip(2 * np.sqrt(len(frame)), 5, 40))
-    sns.histplot(**hue, bins=bins, element="step", alpha=0.3, linewidth=1.6)
+    sns.histplot(**hue, weights=share, bins=bins, element="step", alpha=0.3, linewidth=1.6)
     sns.rugplot(**hue, height=-0.025, clip_on=False, alpha=0.5, legend=False)
     axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
     axes.tick_params(axis="x", pad=9)
