@@ -213,6 +213,13 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     assert [point.step for point in curve] == [4]
 
 
+def test_a_search_without_a_rest_is_refused_before_its_first_trial(workspace):
+    said, _ = start(workspace, trials="1", unlabelled="rest").communicate(timeout=300)
+    assert "unlabelled=rest finds no patient outside the split" in said
+    (run,) = workspace.runs()
+    assert (run.info.status, run.data.tags["entry_point"]) == ("FAILED", "tune")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "figures"),

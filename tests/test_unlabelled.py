@@ -43,6 +43,18 @@ def test_the_rest_are_patients_of_no_subset(cache):
     assert np.array_equal(found.images, data.dataset.images[rows])
 
 
+def test_who_is_hidden_is_no_patient_without_a_label(cache):
+    """A trial of `tune`, from which test is hidden, learns from no test patient."""
+    config = configured(cache, n_patients=14, unlabelled="rest")
+    data = load_data(config)
+    found, of_trial = (find_unlabelled(config, d) for d in (data, data.without_test()))
+    assert of_trial.digest == found.digest
+    manifest = data.split.manifest
+    assert not set(of_trial.manifest["patient"]) & set(manifest["patient"])
+    with pytest.raises(ValueError, match="test is hidden"):
+        data.without_test().image_set("test")
+
+
 def test_no_label_gets_into_training(cache):
     config = configured(cache, n_patients=14, unlabelled="rest")
     data = load_data(config)
@@ -83,8 +95,9 @@ def test_an_image_that_the_model_is_judged_on_is_refused(cache, whole, tmp_path,
     (file,) = files_of(cache, whole, whole.rows(subset)[:1])
     shutil.copy(file, tmp_path / "renamed.dcm")
     config = configured(cache, input="whole", unlabelled=tmp_path)
-    with pytest.raises(UserError, match=f"1 {subset} image"):
-        find_unlabelled(config, whole)
+    for data in (whole, whole.without_test()):
+        with pytest.raises(UserError, match=f"1 {subset} image"):
+            find_unlabelled(config, data)
 
 
 @pytest.mark.parametrize(

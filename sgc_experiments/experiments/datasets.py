@@ -27,13 +27,26 @@ _OF_THE_SPLIT = {
 
 
 class Data(NamedTuple):
-    """A dataset and who is in which subset of it."""
+    """A dataset and who is in which subset of it.
+
+    Attributes:
+        dataset: the images.
+        split: the whole of it, hidden subsets included: who is in none must stay known.
+        hidden: subsets whose images are not given out.
+    """
 
     dataset: ImageDataset
     split: Split
+    hidden: frozenset[str] = frozenset()
 
     def rows(self, subset: str) -> np.ndarray:
-        """The positions of a subset's images in the dataset."""
+        """The positions of a subset's images in the dataset.
+
+        Raises:
+            ValueError: the subset is hidden.
+        """
+        if subset in self.hidden:
+            raise ValueError(f"{subset} is hidden from what has these data")
         return self.split.indices(subset, self.dataset.table)
 
     def image_set(self, subset: str) -> ImageSet:
@@ -43,9 +56,8 @@ class Data(NamedTuple):
         return ImageSet(np.asarray(self.dataset.images[rows]), labels[rows])
 
     def without_test(self) -> Data:
-        """The same, but nobody is in test: for what must not see it."""
-        manifest = self.split.manifest
-        return Data(self.dataset, Split(manifest[manifest["subset"] != "test"]))
+        """The same with test hidden: for what must not see it."""
+        return self._replace(hidden=self.hidden | {"test"})
 
     def n_patients(self, subset: str) -> int:
         """How many patients a subset has."""
@@ -165,7 +177,7 @@ def log_data(run: TrackedRun, data: Data, subsets: Sequence[str] = SUBSETS) -> N
     Raises:
         UserError: a patient is in two subsets.
     """
-    dataset, split = data
+    dataset, split = data.dataset, data.split
     check_subsets(split.manifest)
     run.set_tags(
         {

@@ -30,6 +30,7 @@ from sgc_experiments.experiments.tune_refit import gain, refit_all, refits
 from sgc_experiments.experiments.tune_report import log_gain, log_study
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
+from sgc_experiments.experiments.unlabelled import find_unlabelled
 from sgc_experiments.experiments.worker_processes import WorkerDied
 from sgc_experiments.tracking import Store, TrackedRun, beside_store, commit, is_there, start_run
 from sgc_experiments.training_settings import choose_device
@@ -57,6 +58,7 @@ def tune(config: TuneConfig) -> None:
         own.log_config(config.model_dump())
         own.log_environment()
         data = load_data(config)
+        find_unlabelled(config.defaults(), data)  # a trial that finds none would only be pruned
         name = study_name(config, data)
         end_lost = partial(end_lost_trial, study=name)
         study = TuningStudy(config, _storage(config), name, end_lost, worker=own.run_id)

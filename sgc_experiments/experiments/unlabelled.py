@@ -82,7 +82,8 @@ def _folder(folder: Path, config: TrainConfig, data: Data) -> Unlabelled:
 def _check_not_judged(found: Unlabelled, data: Data) -> None:
     seen = {_fingerprint(image) for image in found.images}
     for subset in ("validation", "test"):
-        judged = data.dataset.images[data.rows(subset)]
+        # Also where test is hidden: nothing of it but this comparison comes of it.
+        judged = data.dataset.images[data.split.indices(subset, data.dataset.table)]
         if twice := sum(_fingerprint(image) in seen for image in judged):
             raise UserError(
                 f"{twice} {subset} image(s) are among the unlabelled ones, which a model would "
