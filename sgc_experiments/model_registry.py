@@ -36,6 +36,12 @@ def pinned(uri: str) -> str:
     return f"models:/{name}/{version}"
 
 
+def run_id_of(uri: str) -> str:
+    """The id of the run that fitted ``models:/NAME/VERSION``, as `pinned` returns it, or ""."""
+    name, version = uri.removeprefix("models:/").split("/")
+    return MlflowClient().get_model_version(name, version).run_id or ""
+
+
 def download_classifier(uri: str, folder: Path) -> Path:
     """Fetch a registered classifier into ``folder``; returns where its files lie.
 

@@ -56,6 +56,6 @@ def run_that_fitted(run_id: str, model_uri: str) -> PastRun:
         return past_run(mlflow.get_run(run_id))
     except MlflowException:
         raise UserError(
-            f"The run that fitted {model_uri} is not in this tracking store, but its split and its "
-            "validation predictions are needed; use the store that the model was fitted in."
+            f"The run that fitted {model_uri} is not in this tracking store, so that nobody knows "
+            "whom the model has seen; use the store that it was fitted in, or fit it again."
         ) from None

@@ -20,7 +20,7 @@ from sgc_experiments import figures
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import FewshotConfig, resolve_defaults
 from sgc_experiments.errors import UserError
-from sgc_experiments.experiments import fewshot_ablation
+from sgc_experiments.experiments import fewshot_ablation, train
 from sgc_experiments.experiments.ablation_grid import plan_cells
 from sgc_experiments.low_data_registry import alias_of, curve_from_registry, low_data_versions
 from tests.conftest import SMALL
@@ -295,6 +295,16 @@ def test_a_size_that_the_patients_do_not_allow_fails_with_the_numbers(new_store)
         fewshot_ablation.main(_arguments(sizes="28", prevalence="0.9"))
     (parent,) = _parents(new_store)
     assert parent.info.status == "FAILED"
+
+
+def test_weights_that_know_the_dataset_are_refused_before_the_first_cell(new_store):
+    """Of any split, since a cell is to know no more than its own few patients."""
+    known = {name: GRID[name] for name in ("phantom_patients", "image_size", "bootstrap")}
+    train.main([part for k, v in (known | {"model": "majority"}).items() for part in (f"--{k}", v)])
+    transfer = {"models": "sgc_transfer", "init_from": "models:/majority-phantom/1"}
+    with pytest.raises(UserError, match=r"has seen \d+ patient\(s\) of phantom"):
+        fewshot_ablation.main(_arguments(**transfer))
+    assert not _cells(new_store)
 
 
 def test_what_is_given_wins_over_the_preset():

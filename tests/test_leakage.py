@@ -1,14 +1,19 @@
 """A model that saw a test patient is caught, whatever its run says of itself."""
 
+import mlflow
 import pandas as pd
 import pytest
 
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.leakage import (
+    Seen,
     check_predictions_match,
+    check_start,
     check_subsets,
     manifest_digest,
+    seen_by,
 )
+from sgc_experiments.past_runs import read_run
 
 
 @pytest.fixture
@@ -83,3 +88,56 @@ def test_folds_are_checked_one_by_one(manifest):
     mixed_up = _predictions(folds).replace({"fold": {"1": "2", "2": "1"}})
     with pytest.raises(UserError, match="was not evaluated"):
         _check(mixed_up, folds)
+
+
+@pytest.fixture
+def recorded(workspace, manifest):
+    """Records a run with the manifest's split and other patients, in a store of its own."""
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+
+    def record(prefix, *, unlabelled=None, **tags):
+        named = manifest.assign(patient=prefix + manifest["patient"])
+        with mlflow.start_run() as run:
+            mlflow.log_text(named.to_csv(index=False), "split.csv")
+            if unlabelled:
+                mlflow.log_text(pd.DataFrame({"patient": unlabelled}).to_csv(), "unlabelled.csv")
+                tags |= {"unlabelled_digest": "d"}
+            mlflow.set_tags(tags)
+        return run.info.run_id
+
+    return record
+
+
+def test_a_model_has_seen_whom_its_own_run_and_those_before_it_recorded(recorded):
+    first = recorded("a-", unlabelled=["x-1", "", "", "x-2"])
+    second = recorded("b-", init_from="models:/sgc-phantom/1", init_run_id=first)
+    third = recorded("c-", init_from="models:/sgc-phantom/2", init_run_id=second)
+    seen = seen_by(read_run(third))
+    trained = {f"{run}-pat-{i}" for run in "abc" for i in (0, 1)}
+    assert seen.trained_on == trained | {"x-1", "x-2"}
+    assert seen.validated_on == {f"{run}-pat-{i}" for run in "abc" for i in (2, 3)}
+    assert seen.nameless == 2
+
+
+def test_an_unknown_origin_is_refused(recorded):
+    lost = recorded("a-", init_from="models:/sgc-phantom/7", init_run_id="0" * 32)
+    of_before = recorded("a-", init_from="models:/sgc-phantom/7")
+    for run_id in (lost, of_before):
+        with pytest.raises(UserError, match="models:/sgc-phantom/7 is not in this tracking store"):
+            seen_by(read_run(run_id))
+
+
+@pytest.mark.parametrize(
+    ("trained", "validated", "judged_on"),
+    [("0", "2", 0), ("01", "23", 0), ("2", "", 1), ("04", "25", 2), ("", "4", 1), ("24", "4", 2)],
+)
+def test_weights_may_not_know_whom_the_new_model_is_judged_on(
+    manifest, trained, validated, judged_on
+):
+    """Patients 0 and 1 are in train, 2 and 3 in validation, 4 and 5 in test."""
+    seen = Seen(*(frozenset(f"pat-{i}" for i in who) for who in (trained, validated)), 0)
+    if not judged_on:
+        check_start(seen, manifest, "init_from=m")
+    else:
+        with pytest.raises(UserError, match=rf"init_from=m has seen {judged_on} patient\(s\)"):
+            check_start(seen, manifest, "init_from=m")

@@ -2,6 +2,7 @@
 
 import shutil
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,10 @@ from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.datasets import Data, load_data
 from sgc_experiments.experiments.fitting import fingerprint
 from sgc_experiments.experiments.unlabelled import find_unlabelled, join
+from sgc_experiments.past_runs import read_run
 from tests.conftest import SMALL
+
+TINY = SMALL | {"image_size": "16", "budget": "steps:2", "validate_every": "2", "bootstrap": "100"}
 
 
 def configured(cache, **changes):
@@ -126,11 +130,13 @@ def test_a_folder_of_no_use_is_named(cache, whole, tmp_path, content, words):
 def runs(tmp_path_factory, make_workspace):
     """A model with unlabelled images, and a second one that starts from its weights."""
     workspace = make_workspace(tmp_path_factory.mktemp("semi-supervised"))
-    small = [part for k, v in SMALL.items() for part in (f"--{k}", v)]
+    small = [part for k, v in TINY.items() for part in (f"--{k}", v)]
     for more in (
         ("--n_patients", "14", "--unlabelled", "rest"),
         ("--n_patients", "14", "--init_from", "models:/sgc-phantom@champion"),
         ("--init_from", "models:/sgc-inbreast@champion"),
+        ("--init_from", "models:/sgc-phantom/2", "--split_seed", "1"),
+        ("--init_from", "models:/sgc-phantom/2", "--folds", "2"),
     ):
         workspace.module("train", *small, *more)
     return workspace, workspace.runs()[::-1]
@@ -166,3 +172,36 @@ def test_weights_that_do_not_exist_fail_with_the_reason(runs):
     assert run.data.tags["failure_reason"] == (
         "The registry has no model models:/sgc-inbreast@champion; it has: sgc-phantom."
     )
+
+
+def table_of(run, workspace, name):
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+    return read_run(run.info.run_id).table(name)
+
+
+def seen_by_both(runs):
+    """The patients that the first two models were trained on, and those they were validated on."""
+    workspace, (first, second, *_) = runs
+    both = pd.concat([table_of(run, workspace, "split") for run in (first, second)])
+    without_label = set(table_of(first, workspace, "unlabelled")["patient"])
+    return patients(both, "train") | without_label, patients(both, "validation")
+
+
+def patients(manifest, subset):
+    return set(manifest.loc[manifest["subset"] == subset, "patient"])
+
+
+def test_weights_that_know_a_patient_to_be_judged_on_are_refused(runs):
+    """Also if only the model before the one that is named has seen the patient."""
+    workspace, (_, _, _, other_split, folds) = runs
+    trained, validated = seen_by_both(runs)
+    split = table_of(other_split, workspace, "split")
+    known = trained & patients(split, "validation") | (trained | validated) & patients(
+        split, "test"
+    )
+    for run, count in ((other_split, len(known)), (folds, len(trained | validated))):
+        assert run.info.status == "FAILED"
+        reason = run.data.tags["failure_reason"]
+        assert reason.startswith(f"init_from=models:/sgc-phantom/2 has seen {count} patient(s)")
+        assert "best_step" not in run.data.metrics
+    assert len(runs[1]) == 5  # no fold was begun

@@ -136,8 +136,9 @@ class FewshotConfig(FitConfig):
             )
         if bool(self.init_from) != (TRANSFER in self.models):
             raise ValueError(
-                f"init_from and the model {TRANSFER} belong together: give both, such as "
-                f"init_from=models:/sgc-phantom@champion with {TRANSFER} among models"
+                f"init_from and the model {TRANSFER} belong together: give both, with "
+                f"dataset=inbreast such as init_from=models:/sgc-vindr_mammo@champion (a model of "
+                f"other patients) and {TRANSFER} among models"
             )
         if self.unlabelled is not None:
             raise ValueError(

@@ -16,7 +16,7 @@ import logging
 import numpy as np
 import pandas as pd
 
-from sgc_experiments.config import TrainConfig
+from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
 from sgc_experiments.data import ImageDataset
 from sgc_experiments.data.splits import Split
 from sgc_experiments.evaluation import evaluation_report, headline
@@ -29,9 +29,10 @@ from sgc_experiments.experiments.fitting import (
     log_predictions,
     predict,
 )
-from sgc_experiments.experiments.leakage import manifest_digest
+from sgc_experiments.experiments.leakage import check_start, manifest_digest
 from sgc_experiments.experiments.model_card import metric_table
 from sgc_experiments.experiments.models import build_classifier
+from sgc_experiments.experiments.starting_weights import seen_by_registered
 from sgc_experiments.past_runs import PastRun, finished_runs
 from sgc_experiments.tracking import TrackedRun, commit, start_run
 
@@ -63,6 +64,8 @@ def cross_validate(run: TrackedRun, config: TrainConfig, dataset: ImageDataset) 
     )
     run.log_table(manifest, "split")
     run.log_table(dataset.quarantine, "quarantine")
+    if config.init_from and config.model == GENERATIVE_MODEL:  # else the last fold may be refused
+        check_start(seen_by_registered(config.init_from), manifest, f"init_from={config.init_from}")
     folds = [_fold(config, Data(dataset, split), fold) for fold, split in splits.items()]
     costs = {name: sum(f.metrics[name] for f in folds) for name in _TOTALS}
     costs |= {name: float(np.mean([f.metrics[name] for f in folds])) for name in _MEANS}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import FewshotConfig, resolve_defaults
+from sgc_experiments.data import ImageDataset
 from sgc_experiments.data.decode_pool import available_cores
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments import ablation_report
@@ -23,6 +24,7 @@ from sgc_experiments.experiments.ablation_grid import finish_cells, plan_cells
 from sgc_experiments.experiments.datasets import load_images, split_images
 from sgc_experiments.experiments.executors import check_shared, is_cluster
 from sgc_experiments.experiments.models import check_model
+from sgc_experiments.experiments.starting_weights import seen_by_registered
 from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
 from sgc_experiments.model_registry import pinned
@@ -82,6 +84,8 @@ def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
     if config.init_from:  # an alias can move
         config = config.model_copy(update={"init_from": pinned(config.init_from)})
     dataset = load_images(config)
+    if config.init_from:
+        _check_start(config.init_from, dataset)
     full = split_images(config, dataset)
     run.set_tags({"data_digest": dataset.digest, "split_digest": full.digest})
     cells = plan_cells(config, dataset, gpu=gpu)
@@ -105,6 +109,15 @@ def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
             f"No cell of the grid has a result; the first failed because {failed[0].reason}"
         )
     ablation_report.publish(run, config, finished, failed)
+
+
+def _check_start(uri: str, dataset: ImageDataset) -> None:
+    """Refuse weights that know the dataset: a cell is to know its own few patients of it alone."""
+    if known := seen_by_registered(uri).patients & set(dataset.table["patient"]):
+        raise UserError(
+            f"init_from={uri} has seen {len(known)} patient(s) of {dataset.name}, so that no cell "
+            "would show what its number of patients is worth: start from a model of other patients."
+        )
 
 
 def _study_key(config: FewshotConfig) -> str:

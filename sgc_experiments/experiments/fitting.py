@@ -138,7 +138,7 @@ def fit(
     if unlabelled:
         log_unlabelled(run, unlabelled)
     if config.init_from and isinstance(classifier, ScoreBasedClassifier):
-        start_from_registered(run, config.init_from, classifier)
+        start_from_registered(run, config.init_from, classifier, data.split.manifest)
     settings = replace(training_settings(config), progress=progress)
     run.set_tags({"processes": ranks.count()})
     give(SharedFit(config, data.split, classifier, settings))

@@ -26,6 +26,8 @@ from sgc_experiments.data.decode_pool import available_cores
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.datasets import Data, load_data, log_data
 from sgc_experiments.experiments.executors import check_shared, execute, is_cluster
+from sgc_experiments.experiments.leakage import check_start
+from sgc_experiments.experiments.starting_weights import seen_by_registered
 from sgc_experiments.experiments.tune_refit import gain, refit_all, refits
 from sgc_experiments.experiments.tune_report import log_gain, log_study
 from sgc_experiments.experiments.tune_study import TuningStudy
@@ -58,7 +60,7 @@ def tune(config: TuneConfig) -> None:
         own.log_config(config.model_dump())
         own.log_environment()
         data = load_data(config)
-        find_unlabelled(config.defaults(), data)  # a trial that finds none would only be pruned
+        _check_sources(config, data)
         name = study_name(config, data)
         end_lost = partial(end_lost_trial, study=name)
         study = TuningStudy(config, _storage(config), name, end_lost, worker=own.run_id)
@@ -76,6 +78,19 @@ def tune(config: TuneConfig) -> None:
         own.show_below(run_id)
         with start_run(run_name, tags, nested=True, run_id=run_id) as run:
             _work(run, config, study, data)
+
+
+def _check_sources(config: TuneConfig, data: Data) -> None:
+    """Refuse before the first trial what every trial would only be pruned for.
+
+    Raises:
+        UserError: there are no images without labels, or the weights to start from know patients
+            that are judged on.
+    """
+    find_unlabelled(config.defaults(), data)
+    if config.init_from:
+        seen = seen_by_registered(config.init_from)
+        check_start(seen, data.split.manifest, f"init_from={config.init_from}")
 
 
 def share_study(config: TuneConfig, store: Store, storage: str, *, gpu: bool) -> None:
