@@ -1,12 +1,14 @@
 """Images without labels: which ones are taken, which are refused, and what a run says of them."""
 
 import shutil
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
+from sgc_experiments.__main__ import main
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
 from sgc_experiments.errors import UserError
@@ -205,3 +207,23 @@ def test_weights_that_know_a_patient_to_be_judged_on_are_refused(runs):
         assert reason.startswith(f"init_from=models:/sgc-phantom/2 has seen {count} patient(s)")
         assert "best_step" not in run.data.metrics
     assert len(runs[1]) == 5  # no fold was begun
+
+
+def test_nobody_whom_a_model_has_seen_in_any_way_is_evaluated_on(runs, whole, monkeypatch):
+    """Neither in its own training, nor by the weights before it, nor under another name."""
+    workspace, (_, second, *_) = runs
+    release = Path(whole.dataset.table["path"].iloc[0]).parents[2]
+    monkeypatch.setenv("SGC_CACHE_DIR", str(workspace.cache))
+    monkeypatch.chdir(workspace.folder)
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+    arguments = {
+        "model_uri": "models:/sgc-phantom/2", "dataset": "inbreast", "data_dir": release,
+        "subset": "all", "bootstrap": "100", "workers": "1",
+    }  # fmt: skip
+    assert main(["evaluate", *(str(p) for k, v in arguments.items() for p in (f"--{k}", v))]) == 0
+    evaluated = workspace.runs()[0]
+    split, seen = table_of(second, workspace, "split"), set().union(*seen_by_both(runs))
+    evaluated_on = set(table_of(evaluated, workspace, "predictions")["patient"])
+    assert evaluated_on == patients(split, "test")
+    assert evaluated.data.tags["n_patients_left_out"] == str(len(seen))
+    assert "n_seen_images_of_unknown_patients" not in evaluated.data.tags

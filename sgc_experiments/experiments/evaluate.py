@@ -1,9 +1,9 @@
 """Entry point ``evaluate``: a registered model on any dataset and subset.
 
 Images are prepared as in training. Thresholds are those of training's validation images. No patient
-whom the model has seen is evaluated on: the training and validation patients of the run that fitted
-it are left out by their pseudonyms, which are the same wherever a dataset lies and however it is
-split now.
+whom the model has seen is evaluated on, be it in training or validation, without a label or by the
+weights that it started from (`leakage.seen_by`): they are left out by their pseudonyms, which are
+the same wherever a dataset lies, by whatever name it is read and however it is split now.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation import evaluation_report, headline
 from sgc_experiments.experiments.datasets import load_images, split_images
 from sgc_experiments.experiments.fitted import FittedModel, load_fitted
-from sgc_experiments.experiments.leakage import check_predictions_match
+from sgc_experiments.experiments.leakage import check_predictions_match, log_nameless, seen_by
 from sgc_experiments.experiments.model_card import metric_table
 from sgc_experiments.experiments.other_likelihood import use_likelihood
 from sgc_experiments.experiments.other_prevalence import (
@@ -72,8 +72,10 @@ def evaluate(config: EvaluateConfig) -> None:
         run.log_environment()
         fitted_by = run_that_fitted(model.run_id, config.model_uri)
         validation, manifest = _of_training(fitted_by)
+        seen = seen_by(fitted_by)
+        log_nameless(run, seen, config.model_uri)
         dataset = load_images(config)
-        rows, left_out = unseen_rows(config, model, dataset, manifest)
+        rows, left_out = unseen_rows(config, model, dataset, seen.patients)
         _log_images(run, config, dataset, rows, left_out)
         if _another_likelihood(config, model):
             validation = use_likelihood(model, config.likelihood, dataset, manifest)
@@ -146,7 +148,7 @@ def resolve(config: EvaluateConfig, model: FittedModel) -> EvaluateConfig:
 
 
 def unseen_rows(
-    config: EvaluateConfig, model: FittedModel, dataset: ImageDataset, manifest: pd.DataFrame
+    config: EvaluateConfig, model: FittedModel, dataset: ImageDataset, seen: frozenset[str]
 ) -> tuple[np.ndarray, int]:
     """Choose the images to evaluate on.
 
@@ -154,7 +156,7 @@ def unseen_rows(
         config: the resolved configuration.
         model: to evaluate.
         dataset: to choose from.
-        manifest: the split that the model was fitted on.
+        seen: the patients whom the model has seen.
 
     Returns:
         Positions in the dataset, and how many of the subset's patients were left out because the
@@ -172,14 +174,12 @@ def unseen_rows(
     if config.subset != "all":
         rows = split_images(config, dataset).indices(config.subset, dataset.table)
     patients = dataset.table["patient"].iloc[rows]
-    fitted_on = dataset.name == model.facts["dataset"]
-    seen = set(manifest.loc[manifest["subset"] != "test", "patient"]) if fitted_on else set()
     unseen = ~patients.isin(seen).to_numpy()
     left_out = patients[~unseen].nunique()
     if not unseen.any():
         raise UserError(
             f"subset={config.subset} has no patient whom the model has not seen in training or "
-            "validation; evaluate on subset=test or on another dataset."
+            "validation; evaluate on the test patients of its own split or on another dataset."
         )
     if left_out:
         logger.info("%d patient(s) whom the model has seen are left out", left_out)
