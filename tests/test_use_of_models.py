@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -11,10 +12,16 @@ import pytest
 from sklearn.datasets import load_digits
 
 from sgc_experiments.__main__ import main
+from sgc_experiments.command_line import parse
+from sgc_experiments.config import EvaluateConfig, TrainConfig, resolve_defaults
 from sgc_experiments.data.preprocess import PreprocessSettings
+from sgc_experiments.experiments.datasets import split_images
+from sgc_experiments.experiments.evaluate import resolve
 from sgc_experiments.experiments.fitted import load_fitted
+from sgc_experiments.experiments.fitting import DATA_PARAMETERS
 from sgc_experiments.experiments.prediction_journal import PredictionJournal
 from tests.conftest import SMALL
+from tests.data.test_splits import image_table
 
 MODEL = "models:/sgc-phantom@champion"
 
@@ -74,6 +81,19 @@ def test_patients_whom_the_model_has_seen_are_left_out(store, trained, command):
     assert run.data.tags["n_patients_left_out"] == str(len(seen))
     predicted = artifact(store, run, "predictions.csv")
     assert set(predicted["patient"]) == set(split["patient"]) - seen
+
+
+def test_an_evaluation_repeats_the_split_of_training_with_all_that_decides_on_it():
+    given = {"n_patients": 14, "subset_seed": 3, "training_prevalence": 0.5, "split_seed": 2}
+    arguments = [str(part) for k, v in given.items() for part in (f"--{k}", v)]
+    fitted = resolve_defaults(parse(TrainConfig, arguments), gpu=False)
+    model = SimpleNamespace(
+        settings=PreprocessSettings("roi", 32),
+        facts={"dataset": "phantom", "data": fitted.model_dump(include=DATA_PARAMETERS)},
+    )
+    evaluated = resolve(parse(EvaluateConfig, ["--model_uri", MODEL]), model)
+    dataset = SimpleNamespace(table=image_table(40, 20))
+    assert split_images(evaluated, dataset).digest == split_images(fitted, dataset).digest
 
 
 def test_an_evaluation_may_take_the_flows_likelihood(store, trained, command):

@@ -15,14 +15,14 @@ from sgc_experiments.experiments.leakage import check_subsets
 from sgc_experiments.tracking import TrackedRun
 from sgc_experiments.training import ImageSet
 
-_OF_THE_SPLIT = {
+# Who is in which subset.
+SPLIT_PARAMETERS = {
     "n_patients",
     "training_prevalence",
     "validation_fraction",
     "test_fraction",
     "split_seed",
     "subset_seed",
-    "seed",
 }
 
 
@@ -109,7 +109,7 @@ def load_images(config: DataConfig) -> ImageDataset:
 
 def load_images_once(config: DataConfig) -> ImageDataset:
     """`load_images`, for a process that fits one model after another on the same images."""
-    names = set(DataConfig.model_fields) - _OF_THE_SPLIT
+    names = set(DataConfig.model_fields) - SPLIT_PARAMETERS - {"seed"}
     return _load_once(DataConfig(**config.model_dump(include=names)))
 
 

@@ -26,7 +26,7 @@ from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig
 from sgc_experiments.data import CLASSES
 from sgc_experiments.evaluation import evaluation_report, headline
-from sgc_experiments.experiments.datasets import Data, log_data
+from sgc_experiments.experiments.datasets import SPLIT_PARAMETERS, Data, log_data
 from sgc_experiments.experiments.explanations import explanation_sheet
 from sgc_experiments.experiments.model_card import metric_table, model_card
 from sgc_experiments.experiments.models import build_classifier, training_settings
@@ -52,17 +52,14 @@ SAMPLES_PER_CLASS = 6
 EXAMPLES = 2
 _VERSION_METRICS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high")
 # Which images there are and who is in which subset: an evaluation of the model repeats it.
-_DATA_PARAMETERS = {
+DATA_PARAMETERS = {
     "birads3",
     "abnormality",
     "on_leak",
     "phantom_patients",
     "phantom_seed",
     "difficulty",
-    "validation_fraction",
-    "test_fraction",
-    "n_patients",
-    "split_seed",
+    *SPLIT_PARAMETERS,
 }
 # What changes neither the training nor its predictions.
 _BESIDE_TRAINING = frozenset(
@@ -331,7 +328,7 @@ def log_model(run: TrackedRun, config: TrainConfig, data: Data, classifier: Clas
     facts = {
         "model": config.model,
         "dataset": config.dataset,
-        "data": config.model_dump(mode="json", include=_DATA_PARAMETERS),
+        "data": config.model_dump(mode="json", include=DATA_PARAMETERS),
         "image_size": config.image_size,
         "preprocessing": data.dataset.preprocessing,
         "split_digest": data.split.digest,
