@@ -1,5 +1,7 @@
 """A model that saw a test patient is caught, whatever its run says of itself."""
 
+from types import SimpleNamespace
+
 import mlflow
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from sgc_experiments.experiments.leakage import (
     check_predictions_match,
     check_start,
     check_subsets,
+    log_nameless,
     manifest_digest,
     seen_by,
 )
@@ -141,3 +144,12 @@ def test_weights_may_not_know_whom_the_new_model_is_judged_on(
     else:
         with pytest.raises(UserError, match=rf"init_from=m has seen {judged_on} patient\(s\)"):
             check_start(seen, manifest, "init_from=m")
+
+
+@pytest.mark.parametrize("nameless", [0, 3])
+def test_it_is_said_where_nobody_knows_whom_a_model_has_seen(caplog, nameless):
+    tags = {}
+    seen = Seen(frozenset(), frozenset(), nameless)
+    log_nameless(SimpleNamespace(set_tags=tags.update), seen, "models:/m/1")
+    assert tags == ({"n_seen_images_of_unknown_patients": 3} if nameless else {})
+    assert ("models:/m/1 has learnt from 3 image(s) of a folder" in caplog.text) == bool(nameless)

@@ -15,6 +15,8 @@ from optuna.trial import TrialState
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, TuneConfig, resolve_tuning
+from sgc_experiments.errors import UserError
+from sgc_experiments.experiments import train, tune
 from sgc_experiments.experiments.datasets import load_data
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
@@ -213,11 +215,21 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     assert [point.step for point in curve] == [4]
 
 
-def test_a_search_without_a_rest_is_refused_before_its_first_trial(workspace):
-    said, _ = start(workspace, trials="1", unlabelled="rest").communicate(timeout=300)
-    assert "unlabelled=rest finds no patient outside the split" in said
-    (run,) = workspace.runs()
-    assert (run.info.status, run.data.tags["entry_point"]) == ("FAILED", "tune")
+def test_what_no_trial_may_learn_from_is_refused_before_the_first(workspace, monkeypatch):
+    monkeypatch.chdir(workspace.folder)
+    monkeypatch.setenv("SGC_CACHE_DIR", str(workspace.cache))
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+    phantom = ["--phantom_patients", SMALL["phantom_patients"], "--image_size", "32"]
+    train.main([*phantom, "--model", "majority", "--bootstrap", "100"])
+    known = ["--init_from", "models:/majority-phantom/1", "--split_seed", "1"]
+    for arguments, reason in (
+        (["--unlabelled", "rest"], "unlabelled=rest finds no patient outside the split"),
+        (known, r"majority-phantom/1 has seen \d+ patient"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            tune.main([*phantom, *arguments, "--trials", "1"])
+        assert workspace.runs()[0].info.status == "FAILED"
+    assert not runs_of(workspace, "trial")
 
 
 @pytest.mark.slow
