@@ -35,7 +35,7 @@ from sgc_experiments.data.rejection import RejectedFile
 from sgc_experiments.errors import UserError
 from sgc_experiments.file_lock import locked
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same files and settings would give other images than before."""
 
 _ARRAYS = ("images.npy", "boxes.npy")

@@ -1,7 +1,7 @@
 """A file → a calibrated mammogram, or a reason why not.
 
 For a DICOM file the order is fixed: decode → modality LUT → padding mask → VOI (the first window,
-else percentiles inside the breast) → inversion of MONOCHROME1 → padding to 0. The result is uint16
+else percentiles of the breast) → inversion of MONOCHROME1 → padding to 0. The result is uint16
 over the full range, bright = dense.
 
 Files are not trusted: `dicom_header` reads what is needed and nothing else, `codestream` reads the
@@ -30,7 +30,7 @@ from sgc_experiments.data.dicom_header import (
 )
 from sgc_experiments.data.pixel_data import decode, decode_jpeg_file
 from sgc_experiments.data.plain_image import decode_plain, plain_format, to_brightness
-from sgc_experiments.data.preprocess import FULL_RANGE, breast_mask, breast_range
+from sgc_experiments.data.preprocess import FULL_RANGE, Box, shown_range
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 MAX_FILE_BYTES = 2 * MAX_SIDE**2 + (8 << 20)
@@ -53,8 +53,12 @@ def read_bytes(path: Path) -> bytes:
         raise RejectedFile(Reason.UNREADABLE) from None
 
 
-def read_image(path: Path) -> tuple[np.ndarray, str]:
+def read_image(path: Path, box: Box | None = None) -> tuple[np.ndarray, str]:
     """Read a file as a calibrated mammogram.
+
+    Args:
+        path: the file.
+        box: the lesion that the image will be cut out by; None if it stays whole.
 
     Returns:
         (H, W) uint16 over the full range, bright = dense, 0 = padding; and the SHA-256 of the file.
@@ -63,11 +67,15 @@ def read_image(path: Path) -> tuple[np.ndarray, str]:
         RejectedFile: with the reason.
     """
     data = read_bytes(path)
-    return decode_file(data), hashlib.sha256(data).hexdigest()
+    return decode_file(data, box), hashlib.sha256(data).hexdigest()
 
 
-def decode_file(data: bytes) -> np.ndarray:
+def decode_file(data: bytes, box: Box | None = None) -> np.ndarray:
     """Decode a DICOM, JPEG, PNG, TIFF or NPY file, told by its content, never by its name.
+
+    Args:
+        data: the whole file.
+        box: the lesion that the image will be cut out by; None if it stays whole.
 
     Returns:
         (H, W) uint16 over the full range, bright = dense, 0 = padding.
@@ -76,11 +84,11 @@ def decode_file(data: bytes) -> np.ndarray:
         RejectedFile: with the reason.
     """
     if is_dicom(data):
-        return calibrate(*read_stored(data))
+        return calibrate(*read_stored(data), box)
     if data[:2] == b"\xff\xd8":
         return decode_jpeg_file(data)
     if name := plain_format(data):
-        return to_brightness(decode_plain(data, name))
+        return to_brightness(decode_plain(data, name), box)
     raise RejectedFile(Reason.NOT_AN_IMAGE)
 
 
@@ -101,7 +109,9 @@ def read_stored(data: bytes) -> tuple[np.ndarray, Header, Dataset]:
         return decode(pixels, header), header, dataset
 
 
-def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarray:
+def calibrate(
+    stored: np.ndarray, header: Header, dataset: Dataset, box: Box | None = None
+) -> np.ndarray:
     """Turn stored values into the brightness that a radiologist sees.
 
     Each step depends on a pixel's stored value alone, so it is applied to the table of all stored
@@ -111,6 +121,7 @@ def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarra
         stored: (H, W) integers of 8 or 16 bits.
         header: the facts about them.
         dataset: the modality LUT, if any.
+        box: the lesion that the image will be cut out by; None if it stays whole.
 
     Returns:
         (H, W) uint16 over the full range, bright = dense, 0 = padding.
@@ -137,8 +148,7 @@ def calibrate(stored: np.ndarray, header: Header, dataset: Dataset) -> np.ndarra
             if not seen.any():
                 raise RejectedFile(Reason.BLANK)
             values[padding] = values[seen].min()  # air: never to be taken for the breast
-        image = values[index]
-        low, high = breast_range(image, breast_mask(image))
+        low, high = shown_range(values[index], box)
         brightness = np.clip((values - low) / (high - low), 0, 1)
     brightness[padding] = 0
     return cv2.LUT(index, np.rint(brightness * FULL_RANGE).astype(np.uint16))

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from sgc_experiments.data.dicom_header import MAX_SIDE, MIN_SIDE
-from sgc_experiments.data.preprocess import FULL_RANGE, breast_mask, breast_range
+from sgc_experiments.data.preprocess import FULL_RANGE, Box, shown_range
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 _SIGNATURES = {
@@ -58,8 +58,12 @@ def decode_plain(data: bytes, name: str) -> np.ndarray:
     return values
 
 
-def to_brightness(values: np.ndarray) -> np.ndarray:
+def to_brightness(values: np.ndarray, box: Box | None = None) -> np.ndarray:
     """Turn the values of a file (H, W) into uint16 over the full range.
+
+    Args:
+        values: bright = dense.
+        box: the lesion that the image will be cut out by; None if it stays whole.
 
     Raises:
         RejectedFile: the image is blank, or there is no breast in it.
@@ -67,7 +71,7 @@ def to_brightness(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return values.astype(np.uint16) * 257
     values = values.astype(np.float32)
-    low, high = breast_range(values, breast_mask(values))
+    low, high = shown_range(values, box)
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * FULL_RANGE).astype(np.uint16)
 
 

@@ -46,7 +46,7 @@ def prepare_file(task: PrepareTask) -> PreparedImage:
         RejectedFile: with the reason.
     """
     cv2.setNumThreads(1)  # there is a worker per core already
-    image, sha256 = read_image(Path(task.path))
+    image, sha256 = read_image(Path(task.path), task.settings.box_to_cut(task.lesion))
     pixels, box = preprocess(image, task.lesion, task.settings)
     return PreparedImage(pixels, box, sha256)
 
@@ -58,5 +58,6 @@ def prepare_bytes(task: BytesTask) -> PreparedImage:
         RejectedFile: with the reason.
     """
     cv2.setNumThreads(1)
-    pixels, box = preprocess(decode_file(task.data), task.lesion, task.settings)
+    image = decode_file(task.data, task.settings.box_to_cut(task.lesion))
+    pixels, box = preprocess(image, task.lesion, task.settings)
     return PreparedImage(pixels, box, hashlib.sha256(task.data).hexdigest())

@@ -34,6 +34,7 @@ _RIM = 13  # thumbnail pixels: percentiles are taken so far (half of it) inside 
 _SMALLEST_BREAST = 0.01  # of the image
 _BREAST_PERCENTILES = (0.5, 99.5)
 _HEADROOM = 0.25  # of the percentile range, kept above it for calcifications
+_ROOM = 4.0  # percentile ranges that a file without a window keeps until its crop is stretched
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class PreprocessSettings:
     def as_dict(self) -> dict[str, str | int | float | bool]:
         """Return the settings as JSON-able values."""
         return asdict(self)
+
+    def box_to_cut(self, lesion: Box | None) -> Box | None:
+        """Return the lesion that an image is cut out by; None if it stays whole."""
+        return lesion if self.input == "roi" else None
 
 
 class Window(NamedTuple):
@@ -88,10 +93,9 @@ def preprocess(
     Raises:
         RejectedFile: blank, no breast, or no lesion inside the image.
     """
+    mask = tissue_mask(image, settings.box_to_cut(lesion))
+    is_crop = is_whole(settings.box_to_cut(lesion), image.shape)
     lesion = clip_box(lesion, image.shape) if lesion else None
-    whole_box = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-    is_crop = settings.input == "roi" and lesion == whole_box
-    mask = np.ones(image.shape, bool) if is_crop else breast_mask(image)
     if chest_wall_on_right(mask):
         image, mask = image[:, ::-1], mask[:, ::-1]
         lesion = mirror_box(lesion, image.shape[1]) if lesion else None
@@ -112,6 +116,27 @@ def preprocess(
     if settings.clahe:
         square = clahe(square)
     return square, place_box(lesion, window, scale, offset)
+
+
+def is_whole(box: Box | None, shape: tuple[int, int]) -> bool:
+    """Say whether a box covers an image (H, W), which is then a lesion crop already."""
+    return box is not None and clip_box(box, shape) == (0.0, 0.0, float(shape[1]), float(shape[0]))
+
+
+def tissue_mask(image: np.ndarray, box: Box | None) -> np.ndarray:
+    """Find the breast; a lesion crop has no air around it, so that all of it counts as breast.
+
+    Args:
+        image: (H, W), bright = dense.
+        box: the lesion that the image is cut out by; None if it stays whole.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        RejectedFile: as `breast_mask` does.
+    """
+    return np.ones(image.shape, bool) if is_whole(box, image.shape) else breast_mask(image)
 
 
 def breast_mask(image: np.ndarray) -> np.ndarray:
@@ -280,6 +305,23 @@ def breast_range(image: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     if not high > low:
         raise RejectedFile(Reason.BLANK)
     return low, high
+
+
+def shown_range(image: np.ndarray, box: Box | None) -> tuple[float, float]:
+    """Return the values of an image (H, W) without a window that become black and full brightness.
+
+    What a lesion crop is cut from keeps room above its tissue: calcifications are to clip only after
+    the area average, as they do in a file with a window.
+
+    Args:
+        image: bright = dense.
+        box: the lesion that the image is cut out by; None if it stays whole.
+
+    Raises:
+        RejectedFile: the image is blank, or there is no breast in it.
+    """
+    low, high = breast_range(image, tissue_mask(image, box))
+    return low, high if box is None else low + _ROOM * (high - low)
 
 
 def stretch(image: np.ndarray, low: float, high: float) -> np.ndarray:

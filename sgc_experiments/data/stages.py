@@ -15,10 +15,10 @@ from sgc_experiments.data.dicom_header import is_dicom
 from sgc_experiments.data.prepare import PrepareTask
 from sgc_experiments.data.preprocess import (
     FULL_RANGE,
-    breast_mask,
     chest_wall_on_right,
     clip_box,
     preprocess,
+    tissue_mask,
 )
 
 THUMBNAIL_SIDE = 200
@@ -50,12 +50,13 @@ def stages_of_file(task: PrepareTask) -> Stages:
     """
     cv2.setNumThreads(1)  # there is a worker per core already
     data = read_bytes(Path(task.path))
+    cut = task.settings.box_to_cut(task.lesion)
     if is_dicom(data):
         stored, header, dataset = read_stored(data)
-        image = calibrate(stored, header, dataset)
+        image = calibrate(stored, header, dataset, cut)
     else:
-        stored = image = decode_file(data)
-    mask = breast_mask(image)
+        stored = image = decode_file(data, cut)
+    mask = tissue_mask(image, cut)
     breast = np.where(mask, image, 0)
     if chest_wall_on_right(mask):
         breast = breast[:, ::-1]
