@@ -7,6 +7,9 @@ lesions; settings; `VERSION`), so that a change of anything makes another cache:
     boxes.npy      (N, 4) float32
     cache.json     which image is which row or why it is none, and the SHA-256 of both arrays
 
+Files that failed in passing (a busy machine, a share that was away) are tried again at every
+opening, and the cache is made anew, from its own rows, if one of them has become usable.
+
 It appears under its name only when complete. Until then it grows under `….partial` beside a journal
 with one line per finished file, which holds the checksum of its row: after a kill, finished rows
 that still match their checksum are kept and the rest is done again. A lock lets one process
@@ -31,7 +34,7 @@ import pandas as pd
 from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.prepare import PreparedImage, PrepareTask, prepare_file
 from sgc_experiments.data.preprocess import PreprocessSettings
-from sgc_experiments.data.rejection import RejectedFile
+from sgc_experiments.data.rejection import PASSING, RejectedFile
 from sgc_experiments.errors import UserError
 from sgc_experiments.file_lock import locked
 
@@ -95,12 +98,13 @@ def open_cache(
     folder = cache_dir / "images" / _key(table, settings, root)
     try:
         with locked(folder.with_suffix(".lock"), on_wait=_tell_of_waiting):
-            if not _intact(folder):
+            former = _open(folder) if _intact(folder) else None
+            if former is None or not PASSING.isdisjoint(former.rejected.values()):
                 builder = _Builder(folder.with_suffix(".partial"), table, settings)
-                builder.build(workers=workers, progress=progress)
-                shutil.rmtree(folder, ignore_errors=True)
-                builder.folder.rename(folder)
-                (folder / "journal").unlink()
+                if builder.build(former, workers=workers, progress=progress):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    builder.folder.rename(folder)
+                    (folder / "journal").unlink()
             return _open(folder)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
@@ -171,13 +175,24 @@ class _Builder:
         self._row_bytes = 2 * self._size**2
         self._header = _npy_header(len(self._ids), self._size)
 
-    def build(self, *, workers: int, progress: bool) -> None:
-        """Prepare all images, continuing what an interrupted process left behind."""
+    def build(self, former: CachedImages | None, *, workers: int, progress: bool) -> bool:
+        """Prepare all images, continuing what an interrupted process left behind.
+
+        Args:
+            former: a whole cache, of which only what failed in passing is tried again.
+            workers: processes that decode.
+            progress: whether to show a bar.
+
+        Returns:
+            Whether `folder` holds a cache now; not so if everything failed again as it had before.
+        """
         self.folder.mkdir(exist_ok=True)
         path = self.folder / "images.npy"
         path.touch()
         with path.open("r+b") as images, (self.folder / "journal").open("a+") as journal:
-            entries = self._resume(images, journal)
+            known = self._entries_of(former) if former else {}
+            kept = {r: e for r, e in known.items() if e.get("reason") not in PASSING}
+            entries = kept | self._resume(images, journal)
             missing = [row for row in range(len(self._ids)) if row not in entries]
             results = run_isolated(
                 prepare_file,
@@ -190,9 +205,33 @@ class _Builder:
                 entries[row] = self._store(images, row, result)
                 journal.write(json.dumps(entries[row]) + "\n")
                 journal.flush()
+            if former and entries == known:
+                shutil.rmtree(self.folder)
+                return False
+            if former:
+                self._copy(former, images)
             usable = [row for row in range(len(self._ids)) if "reason" not in entries[row]]
             self._compact(images, usable)
         self._record(entries, usable)
+        return True
+
+    def _entries_of(self, cache: CachedImages) -> dict[int, dict[str, Any]]:
+        """Return the journal entries of a whole cache, without checksums of rows."""
+        boxes = dict(zip(cache.sources, cache.boxes, strict=True))
+        entries: dict[int, dict[str, Any]] = {}
+        for row, name in enumerate(self._ids):
+            if name in cache.rejected:
+                entries[row] = {"row": row, "reason": cache.rejected[name]}
+            else:
+                box = None if np.isnan(boxes[name]).any() else boxes[name].tolist()
+                entries[row] = {"row": row, "source": cache.sources[name], "box": box}
+        return entries
+
+    def _copy(self, cache: CachedImages, images: BinaryIO) -> None:
+        """Write the images of a whole cache into their rows."""
+        usable = [row for row, name in enumerate(self._ids) if name in cache.sources]
+        for row, pixels in zip(usable, cache.images, strict=True):
+            self._write(images, row, pixels.tobytes())
 
     def _resume(self, images: BinaryIO, journal: TextIO) -> dict[int, dict[str, Any]]:
         """Return the entries of an interrupted journal whose rows are as they were written.

@@ -30,7 +30,7 @@ from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.dicom import read_bytes, read_stored
 from sgc_experiments.data.dicom_header import MAX_SIDE, silenced
 from sgc_experiments.data.pixel_data import decode_jpeg_file
-from sgc_experiments.data.rejection import Reason, RejectedFile
+from sgc_experiments.data.rejection import PASSING, Reason, RejectedFile
 
 log = logging.getLogger("sgc_experiments.data")
 
@@ -77,7 +77,8 @@ def find_box(lesion: LesionMask) -> Box | None:
     Several masks (a copy, say) count as one: the largest is taken.
 
     Raises:
-        RejectedFile: the image's size cannot be read.
+        RejectedFile: the image's size cannot be read, or a file that may be the mask cannot be for
+            the time being.
     """
     masks = [mask for path in lesion.candidates if (mask := _read_mask(path)) is not None]
     if not masks:
@@ -95,11 +96,17 @@ def find_box(lesion: LesionMask) -> Box | None:
 
 
 def _read_mask(path: Path) -> np.ndarray | None:
-    """(H, W) bool if the file is a mask that marks something; None for a crop or a broken file."""
+    """(H, W) bool if the file is a mask that marks something; None for a crop or a broken file.
+
+    Raises:
+        RejectedFile: it may be a mask, but cannot be read for the time being.
+    """
     try:
         data = read_bytes(path)
         pixels = decode_jpeg_file(data) if data.startswith(JPEG_START) else read_stored(data)[0]
-    except RejectedFile:
+    except RejectedFile as rejection:
+        if rejection.reason in PASSING:
+            raise
         return None
     low, high = int(pixels.min()), int(pixels.max())
     eighth = (high - low) // 8

@@ -310,8 +310,8 @@ def breast_range(image: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
 def shown_range(image: np.ndarray, box: Box | None) -> tuple[float, float]:
     """Return the values of an image (H, W) without a window that become black and full brightness.
 
-    What a lesion crop is cut from keeps room above its tissue: calcifications are to clip only after
-    the area average, as they do in a file with a window.
+    What a lesion crop is cut from keeps room above its tissue: calcifications are to clip only
+    after the area average, as they do in a file with a window.
 
     Args:
         image: bright = dense.

@@ -34,6 +34,10 @@ class Reason(StrEnum):
     CRASH = "the decoder died"
 
 
+PASSING = frozenset({Reason.UNREADABLE, Reason.TIMEOUT, Reason.MEMORY, Reason.CRASH})
+"""Reasons that may be this machine's and this hour's, not the file's: never to be remembered."""
+
+
 class RejectedFile(Exception):  # noqa: N818 (a verdict about a file, not a fault of the program)
     """A file that must not be used.
 

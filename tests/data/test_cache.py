@@ -14,11 +14,13 @@ import numpy as np
 import psutil
 import pytest
 
+from sgc_experiments.data import cache
 from sgc_experiments.data.cache import CachedImages, open_cache
+from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.inbreast import read_table
 from sgc_experiments.data.prepare import PrepareTask, prepare_file
 from sgc_experiments.data.preprocess import PreprocessSettings
-from sgc_experiments.data.rejection import Reason
+from sgc_experiments.data.rejection import Reason, RejectedFile
 from sgc_experiments.errors import UserError
 from tests.data.dicom_files import breast, dicom_bytes
 from tests.data.inbreast_release import images, write_release
@@ -206,6 +208,50 @@ def wait_for_journal(cache_dir: Path, lines: int) -> Path:
                 return journal
         time.sleep(0.02)
     raise AssertionError("nothing was prepared")
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """Images whose files cannot be read for the time being, and those that are asked for."""
+    gone: set[str] = set()
+    tried: list[str] = []
+
+    def prepare(task, items, **options):
+        numbers = [Path(item.path).name[:8] for item in items]
+        tried.extend(numbers)
+        for position, result in run_isolated(task, items, **options):
+            lost = numbers[position] in gone
+            yield position, RejectedFile(Reason.UNREADABLE) if lost else result
+
+    monkeypatch.setattr(cache, "run_isolated", prepare)
+    return gone, tried
+
+
+def test_what_failed_in_passing_is_tried_again_and_nothing_else(release, tmp_path, away, caplog):
+    gone, tried = away
+    expected = opened(release, tmp_path / "elsewhere")
+    gone |= {"22000010", "22000070"}
+    poorer = opened(release, tmp_path)
+    assert list(poorer.rejected.values()).count(Reason.UNREADABLE) == 2
+    (folder,) = folders(tmp_path)
+    made = (folder / "cache.json").stat().st_mtime_ns
+    assert opened(release, tmp_path).rejected == poorer.rejected
+    assert (folder / "cache.json").stat().st_mtime_ns == made
+    assert folders(tmp_path) == [folder]
+
+    gone.remove("22000010")
+    tried.clear()
+    partly = opened(release, tmp_path)
+    assert sorted(tried) == ["22000010", "22000070"]
+    assert len(partly.images) == 5
+    gone.clear()
+    whole = opened(release, tmp_path)
+    np.testing.assert_array_equal(whole.images, expected.images)
+    np.testing.assert_array_equal(whole.boxes, expected.boxes)
+    assert (whole.sources, whole.rejected) == (expected.sources, expected.rejected)
+    assert len(poorer.images) == 4  # still mapped by whoever opened it before
+    assert "damaged" not in caplog.text
+    assert folders(tmp_path) == [folder]
 
 
 def test_an_unwritable_cache_folder_is_told(release, tmp_path):

@@ -310,6 +310,19 @@ def test_a_broken_mask_costs_its_own_lesion_only_and_is_counted(release, caplog)
     assert "4 lesions have no readable mask" in caplog.text  # three have none at all
 
 
+def test_a_mask_that_cannot_be_read_for_a_while_is_not_taken_for_none(release):
+    release.add(1, box=BOX)
+    mask = next((release.root / "CBIS-DDSM" / FOLDER).rglob("000001.dcm"))
+    content = mask.read_bytes()
+    mask.unlink()
+    os.mkfifo(mask)  # nobody can read it, not even root
+    with pytest.raises(RejectedFile, match="cannot be read"):
+        find_box(LesionMask(mask.with_name("image.dcm"), (mask,)))
+    mask.unlink()
+    mask.write_bytes(content)
+    assert read(release).loc[image_id()].lesions == (tuple(map(float, BOX)),)
+
+
 def test_missing_values_and_density_zero(release):
     release.add(1, breast_density=0)
     release.add(2, breast_density="", **{"mass shape": "", "assessment": ""})
