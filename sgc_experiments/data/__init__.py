@@ -169,9 +169,12 @@ def generate_phantom(cache_dir: Path, workers: int, progress: bool, **parameters
 def _with_lesions(table: pd.DataFrame, quarantine: dict[str, str]) -> pd.DataFrame:
     """Return the images with a lesion; note the others in the quarantine."""
     from sgc_experiments.data.rejection import Reason
+    from sgc_experiments.data.schema import get_unboxed
 
     annotated = table["lesions"].map(len) > 0
-    quarantine |= dict.fromkeys(table.loc[~annotated, "image_id"], str(Reason.NO_LESION))
+    reasons = get_unboxed(table)
+    for image_id in table.loc[~annotated, "image_id"]:
+        quarantine[image_id] = reasons.get(image_id, Reason.NO_LESION)
     return table[annotated].reset_index(drop=True)
 
 

@@ -6,7 +6,7 @@ calcification whose pathology is proven. What the release asks of its reader:
 
 - One row of a case table is one abnormality; one row of the image table is one breast view. A view
   that is listed twice (once for masses, once for calcifications, sometimes with different
-  pathology) becomes one image, malignant if any of its abnormalities is.
+  pathology) becomes one image, malignant if any of its abnormalities is, whichever table lists it.
 - DICOM's PatientID names a view, not a patient. The patient is the `P_#####` within it.
 - Mass and calcification tables were split into training and test independently, so that merging
   them puts some patients into both; `on_leak` says what happens to those.
@@ -30,7 +30,8 @@ from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.cbis_ddsm_files import FOLDER, ReleaseFiles, find_files
 from sgc_experiments.data.cbis_ddsm_masks import LesionMask, lesion_boxes
 from sgc_experiments.data.problems import Problems, read_csv_text, row_numbers
-from sgc_experiments.data.schema import COLUMNS, check_table, hashed
+from sgc_experiments.data.rejection import Reason
+from sgc_experiments.data.schema import COLUMNS, check_table, hashed, set_quarantine, set_unboxed
 from sgc_experiments.errors import UserError
 
 log = logging.getLogger("sgc_experiments.data")
@@ -71,6 +72,7 @@ class BreastView(NamedTuple):
     view: View
     subset: str
     rows: tuple[Abnormal, ...]
+    pathology: str  # the gravest of any table, chosen or not
 
     @property
     def file(self) -> Path:
@@ -82,6 +84,11 @@ class BreastView(NamedTuple):
     def masks(self) -> list[LesionMask]:
         """What the lesion box of every row is to be read from."""
         return [LesionMask(self.file, row.candidates) for row in self.rows]
+
+    @property
+    def label(self) -> int:
+        """1 if any abnormality of the view is malignant."""
+        return _label(self.pathology)
 
 
 def read_table(
@@ -97,12 +104,15 @@ def read_table(
 
     Args:
         data_dir: any folder above the images and the four case tables, in any released layout.
-        abnormality: which case tables to read. An image's label counts their rows only.
+        abnormality: whose images and boxes to read. An image's label counts all its abnormalities.
         on_leak: patients in both official subsets are taken out of the test images, out of the
             training images, or refused.
         cache_dir: where the boxes found in masks are kept for the next reading; None keeps none.
         workers: processes that decode masks; 0 takes one per core.
         progress: whether to show a bar while masks are decoded.
+
+    Returns:
+        A checked table. Images that `on_leak` takes out are in its quarantine.
 
     Raises:
         UserError: no release there; tables that contradict the files or each other, all of it
@@ -117,32 +127,39 @@ def read_table(
     root = Path(os.path.abspath(data_dir))
     files = find_files(root)
     problems = Problems("CBIS-DDSM")
-    rows = []
-    for kind, subset, path in _case_tables(files, root, KINDS[abnormality], problems):
-        rows += _read_case_table(path, kind, subset, files, problems)
+    rows: list[Abnormal] = []
+    pathologies: list[tuple[View, str]] = []
+    for kind, subset, path in _case_tables(files, root, problems):
+        cases = _read_cases(path, kind, subset, problems)
+        pathologies += zip(cases["breast view"], cases["pathology"], strict=True)
+        if kind in KINDS[abnormality]:
+            rows += _join_files(cases, path.name, subset, files, problems)
     problems.raise_if_any()
     if not rows:
         raise UserError(f"The CBIS-DDSM case tables in {root} are empty; download them again.")
 
-    images = _merge(rows, on_leak)
+    images, dropped = _merge(rows, pathologies, on_leak)
     masks = [mask for image in images for mask in image.masks]
     boxes = lesion_boxes(masks, cache_dir=cache_dir, workers=workers, progress=progress)
     if without := sum(mask not in boxes for mask in masks):
         log.warning("CBIS-DDSM: %d lesions have no readable mask", without)
     table = pd.DataFrame([_image_row(image, boxes) for image in images], columns=list(COLUMNS))
-    return check_table(table, "the CBIS-DDSM release")
+    table = check_table(table, "the CBIS-DDSM release")
+    unboxed = {_image_id(i.view): _why_unboxed(i) for i in images if not _lesions(i, boxes)}
+    table = set_unboxed(table, unboxed)
+    return set_quarantine(table, {_image_id(view): Reason.LEAK for view in dropped})
 
 
 def _case_tables(
-    files: ReleaseFiles, root: Path, kinds: Iterable[str], problems: Problems
+    files: ReleaseFiles, root: Path, problems: Problems
 ) -> list[tuple[str, str, Path]]:
-    """The case tables to read as (kind, subset, path).
+    """The case tables as (kind, subset, path).
 
     Raises:
         UserError: one of them is missing.
     """
     found, missing = [], []
-    for kind in kinds:
+    for kind in KINDS["all"]:
         for subset in SUBSETS:
             name = f"{kind}_case_description_{subset}_set.csv"
             paths = files.tables.get(name, [])
@@ -155,86 +172,72 @@ def _case_tables(
     if missing:
         raise UserError(
             f"No CBIS-DDSM release in {root}: {', '.join(missing)} should lie there or below, "
-            "beside the images; download images and case tables from The Cancer Imaging Archive "
-            "(collection CBIS-DDSM) and set data_dir, or use dataset=phantom, which needs nothing."
+            "beside the images (labels need all four tables, whatever the abnormality); download "
+            "images and case tables from The Cancer Imaging Archive (collection CBIS-DDSM) and set "
+            "data_dir, or use dataset=phantom, which needs nothing."
         )
     return found
 
 
-def _read_case_table(
-    path: Path, kind: str, subset: str, files: ReleaseFiles, problems: Problems
-) -> list[Abnormal]:
-    """The abnormalities of one case table; what is wrong with it goes to `problems`."""
+def _read_cases(path: Path, kind: str, subset: str, problems: Problems) -> pd.DataFrame:
+    """A case table with the column "breast view"; what is wrong with it goes to `problems`.
+
+    Args:
+        path: of the table.
+        kind: "mass" or "calc", as its name says.
+        subset: "train" or "test", as its name says.
+        problems: where contradictions are noted.
+    """
     table = read_csv_text(path)
-    absent = [name for name in CASE_COLUMNS if name not in table.columns]
-    if absent:
+    if absent := [name for name in CASE_COLUMNS if name not in table.columns]:
         problems.add(f"{path.name}: no column {', '.join(absent)}")
-        return []
-    if table.empty:
-        return []
+        return pd.DataFrame(columns=[*CASE_COLUMNS, "breast view"])
     patient, side, view, pathology = (
         table[name].str.upper()
         for name in ("patient id", "left or right breast", "image view", "pathology")
     )
-    images = [files.find(reference) for reference in table["image file path"]]
-    fields = patient, side, view, pathology
-    for what, wrong in _wrong_rows(table, fields, kind, subset, images):
-        problems.add_rows(path.name, what, row_numbers(wrong))
-    masks, crops = table["roi mask file path"], table["cropped image file path"]
-    return [
-        Abnormal(
-            (patient[i], side[i], view[i]),
-            subset,
-            pathology[i],
-            density,
-            images[i][0],
-            tuple(dict.fromkeys(files.find(masks[i]) + files.find(crops[i]))),
-        )
-        for i, density in enumerate(table["breast density"])
-        if images[i]
-    ]
-
-
-def _wrong_rows(
-    table: pd.DataFrame,
-    fields: tuple[pd.Series, pd.Series, pd.Series, pd.Series],
-    kind: str,
-    subset: str,
-    images: list[tuple[Path, ...]],
-) -> list[tuple[str, pd.Series]]:
-    """What can be wrong with a row, and whether it is.
-
-    Args:
-        table: Of the cases.
-        fields: Its patients, sides, views and pathologies in capitals.
-        kind: "mass" or "calc".
-        subset: That the file name tells.
-        images: The files that each row names.
-    """
-    patient, side, view, pathology = fields
-    folders = [_folder_fields(reference) for reference in table["image file path"]]
-    expected = zip(
-        [kind.upper()] * len(table),
-        [{"train": "TRAINING", "test": "TEST"}[subset]] * len(table),
-        patient,
-        side,
-        view,
-        strict=True,
-    )
-    return [
+    views = list(zip(patient, side, view, strict=True))
+    named = [_folder_fields(reference) for reference in table["image file path"]]
+    own = (kind.upper(), {"train": "TRAINING", "test": "TEST"}[subset])
+    strayed = [fields != (*own, *view) for fields, view in zip(named, views, strict=True)]
+    for what, wrong in (
         ("patient_id is not P_ and a number", ~patient.str.fullmatch(r"P_\d+")),
         ("left or right breast is neither LEFT nor RIGHT", ~side.isin(["LEFT", "RIGHT"])),
         ("image view is neither CC nor MLO", ~view.isin(["CC", "MLO"])),
         (f"pathology is none of {', '.join(PATHOLOGIES)}", ~pathology.isin(PATHOLOGIES)),
-        (
-            "image file path names another view, or none",
-            pd.Series([fields != own for fields, own in zip(folders, expected, strict=True)]),
-        ),
-        ("the image is not on disk", pd.Series([not found for found in images])),
-        (
-            "several files lie where one image is expected",
-            pd.Series([len(found) > 1 for found in images]),
-        ),
+        ("image file path names another view, or none", pd.Series(strayed, table.index)),
+    ):
+        problems.add_rows(path.name, what, row_numbers(wrong))
+    return table.assign(**{"breast view": pd.Series(views, table.index), "pathology": pathology})
+
+
+def _join_files(
+    cases: pd.DataFrame, name: str, subset: str, files: ReleaseFiles, problems: Problems
+) -> list[Abnormal]:
+    """The abnormalities of one case table with their files; what is missing goes to `problems`."""
+    images = pd.Series([files.find(ref) for ref in cases["image file path"]], cases.index)
+    count = images.map(len)
+    for what, wrong in (
+        ("the image is not on disk", count == 0),
+        ("several files lie where one image is expected", count > 1),
+    ):
+        problems.add_rows(name, what, row_numbers(wrong))
+    return [
+        Abnormal(
+            row["breast view"],
+            subset,
+            row["pathology"],
+            row["breast density"],
+            image[0],
+            tuple(
+                dict.fromkeys(
+                    files.find(row["roi mask file path"])
+                    + files.find(row["cropped image file path"])
+                )
+            ),
+        )
+        for row, image in zip(cases.to_dict("records"), images, strict=True)
+        if image
     ]
 
 
@@ -246,11 +249,24 @@ def _folder_fields(reference: str) -> tuple[str, ...]:
     return tuple(match[name].upper() for name in ("kind", "subset", "patient", "side", "view"))
 
 
-def _merge(rows: list[Abnormal], on_leak: OnLeak) -> list[BreastView]:
+def _merge(
+    rows: list[Abnormal], pathologies: Iterable[tuple[View, str]], on_leak: OnLeak
+) -> tuple[list[BreastView], list[View]]:
     """One image per breast view, in a fixed order, and each patient in one official subset.
 
     Leaking patients keep their images of one subset and lose those that are in the other only.
+
+    Args:
+        rows: of the chosen abnormalities.
+        pathologies: of every abnormality, chosen or not.
+        on_leak: what happens to leaking patients.
+
+    Returns:
+        The images, and the views that are lost.
     """
+    gravest: dict[View, str] = {}
+    for view, pathology in pathologies:
+        gravest[view] = min(gravest.get(view, pathology), pathology, key=PATHOLOGIES.index)
     views: dict[View, list[Abnormal]] = {}
     subsets_of: dict[str, set[str]] = {}
     for row in rows:
@@ -263,45 +279,68 @@ def _merge(rows: list[Abnormal], on_leak: OnLeak) -> list[BreastView]:
             "set on_leak=drop_test or on_leak=drop_train."
         )
     kept = "test" if on_leak == "drop_train" else "train"
-    images = []
+    images, dropped = [], []
     for view, own in sorted(views.items()):
         subset = kept if view[0] in leaking else own[0].subset
         if any(row.subset == subset for row in own):
-            images.append(BreastView(view, subset, tuple(own)))
+            images.append(BreastView(view, subset, tuple(own), gravest[view]))
+        else:
+            dropped.append(view)
     if leaking:
         log.warning(
             "CBIS-DDSM: %d patients are in both the official training and test set; "
             "%d of their images are dropped (on_leak=%s)",
             len(leaking),
-            len(views) - len(images),
+            len(dropped),
             on_leak,
         )
-    return images
+    return images, dropped
+
+
+def _label(pathology: str) -> int:
+    return int(pathology == "MALIGNANT")
+
+
+def _image_id(view: View) -> str:
+    return hashed("img", *view, salt=SALT)
+
+
+def _lesions(image: BreastView, boxes: dict[LesionMask, Box]) -> tuple[Box, ...]:
+    """The boxes of a view: those of its label first, the largest first.
+
+    () if none of them is of the label's kind: a crop must show what the label says.
+    """
+    found = [
+        (_label(row.pathology) != image.label, -(box[2] - box[0]) * (box[3] - box[1]), box)
+        for row, mask in zip(image.rows, image.masks, strict=True)
+        if (box := boxes.get(mask)) is not None
+    ]
+    if all(other for other, _, _ in found):
+        return ()
+    return tuple(dict.fromkeys(box for _, _, box in sorted(found)))
+
+
+def _why_unboxed(image: BreastView) -> Reason:
+    """Why a view has no lesion box, though every view shows a lesion."""
+    shown = any(_label(row.pathology) == image.label for row in image.rows)
+    return Reason.BAD_ANNOTATION if shown else Reason.OTHER_LESION
 
 
 def _image_row(image: BreastView, boxes: dict[LesionMask, Box]) -> dict[str, object]:
     """One row of the image table."""
     patient, side, position = image.view
-    pathology = min((row.pathology for row in image.rows), key=PATHOLOGIES.index)
-    label = int(pathology == "MALIGNANT")
-    lesions = []
-    for row, mask in zip(image.rows, image.masks, strict=True):
-        box = boxes.get(mask)
-        if box is not None:
-            same_label = int(row.pathology == "MALIGNANT") == label
-            lesions.append((not same_label, -(box[2] - box[0]) * (box[3] - box[1]), box))
     # 0 stands for "not assessed" in the released tables.
     densities = [row.density for row in image.rows if row.density in ("1", "2", "3", "4")]
     return {
-        "image_id": hashed("img", *image.view, salt=SALT),
+        "image_id": _image_id(image.view),
         "patient": hashed("pat", patient, salt=SALT),
         "exam": hashed("exam", patient, salt=SALT),  # one examination per patient is released
         "laterality": side[0],
         "view": position,
-        "label": label,
-        "assessment": pathology,
+        "label": image.label,
+        "assessment": image.pathology,
         "density": max(densities, default=""),
         "official_split": image.subset,
         "path": str(image.file),
-        "lesions": tuple(dict.fromkeys(box for _, _, box in sorted(lesions))),
+        "lesions": _lesions(image, boxes),
     }

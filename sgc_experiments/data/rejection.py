@@ -26,6 +26,8 @@ class Reason(StrEnum):
     NO_BREAST = "no breast found in the image"
     LESION_OUTSIDE = "the lesion lies outside the image"
     NO_LESION = "no lesion annotated"
+    OTHER_LESION = "the lesion behind the label is not among the chosen abnormalities"
+    LEAK = "the patient is in both official subsets, left out as on_leak says"
     BAD_ANNOTATION = "the annotation cannot be read"
     EXCLUDED_GRADE = "BI-RADS 3, left out on request"
     TIMEOUT = "decoding took too long"

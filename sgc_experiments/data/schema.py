@@ -36,7 +36,7 @@ COLUMNS = (
 )
 
 _ROWS_SHOWN = 20
-_QUARANTINE, _CLASSES = "quarantine", "classes"
+_QUARANTINE, _UNBOXED, _CLASSES = "quarantine", "unboxed", "classes"
 
 
 def hashed(kind: str, *parts: str, salt: str) -> str:
@@ -67,6 +67,23 @@ def set_quarantine(table: pd.DataFrame, reasons: Mapping[str, str]) -> pd.DataFr
 def get_quarantine(table: pd.DataFrame) -> dict[str, str]:
     """Return why the reader left images out, by `image_id`; empty if it left none out."""
     return dict(table.attrs.get(_QUARANTINE, {}))
+
+
+def set_unboxed(table: pd.DataFrame, reasons: Mapping[str, str]) -> pd.DataFrame:
+    """Return the table with a note of why images have no lesion box, where their reader knows.
+
+    Args:
+        table: an image table, which these images stay in.
+        reasons: by `image_id`, from the vocabulary of `set_quarantine`.
+    """
+    table = table.copy(deep=False)
+    table.attrs[_UNBOXED] = dict(reasons)
+    return table
+
+
+def get_unboxed(table: pd.DataFrame) -> dict[str, str]:
+    """Return why images have no lesion box, by `image_id`, where their reader knows."""
+    return dict(table.attrs.get(_UNBOXED, {}))
 
 
 def set_classes(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

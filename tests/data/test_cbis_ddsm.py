@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -13,12 +14,13 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from sgc_experiments.data import load_dataset
 from sgc_experiments.data.cbis_ddsm import read_table
 from sgc_experiments.data.cbis_ddsm_masks import CACHE_NAME, LesionMask, find_box, image_size
 from sgc_experiments.data.phantom.cbis_ddsm_layout import CASE_COLUMNS
 from sgc_experiments.data.phantom.dicom_writer import write_dicom
-from sgc_experiments.data.rejection import RejectedFile
-from sgc_experiments.data.schema import hashed
+from sgc_experiments.data.rejection import Reason, RejectedFile
+from sgc_experiments.data.schema import get_quarantine, get_unboxed, hashed
 from sgc_experiments.errors import UserError
 
 IMAGE_SHAPE = (96, 64)
@@ -167,21 +169,34 @@ def test_a_view_in_both_tables_is_one_image_and_malignant_if_either_says_so(rele
     assert row.lesions == ((30.0, 30.0, 40.0, 40.0), (0.0, 0.0, 20.0, 20.0))
 
 
-def test_the_label_counts_the_chosen_abnormality_only(release):
-    release.add(1, "BENIGN", kind="Mass")
-    release.add(1, "MALIGNANT", kind="Calc")
-    assert read(release, abnormality="mass").loc[image_id()].label == 0
-    assert read(release, abnormality="calc").loc[image_id()].label == 1
+@pytest.mark.parametrize("malignant", ["Mass", "Calc"])
+def test_the_choice_of_abnormality_changes_no_label(release, malignant):
+    boxes = {"Mass": (0, 0, 20, 20), "Calc": (30, 30, 40, 40)}
+    for kind, box in boxes.items():
+        release.add(1, "MALIGNANT" if kind == malignant else "BENIGN", kind=kind, box=box)
+    for choice, kind in (("mass", "Mass"), ("calc", "Calc")):
+        table = read(release, abnormality=choice)
+        row = table.loc[image_id()]
+        assert (row.label, row.assessment) == (1, "MALIGNANT")
+        assert f"{kind}-Training" in row.path
+        # A crop of the benign lesion would not show what its label says.
+        own = (tuple(map(float, boxes[kind])),)
+        assert row.lesions == (own if kind == malignant else ())
+        why = get_unboxed(table).get(image_id())
+        assert why == (None if kind == malignant else Reason.OTHER_LESION)
 
 
-def test_mass_alone_needs_no_calcification_tables(release):
+def test_the_other_kind_needs_its_tables_but_no_images(release):
     release.add(1)
     root = release.tables()
-    for path in root.glob("calc_*.csv"):
-        path.unlink()
+    for folder in (root / "CBIS-DDSM").glob("Calc-*"):
+        shutil.rmtree(folder)
     assert len(read_table(root, abnormality="mass", workers=1)) == 2
-    with pytest.raises(UserError, match="calc_case_description_train_set"):
+    with pytest.raises(UserError, match="the image is not on disk"):
         read_table(root, workers=1)
+    (root / "calc_case_description_train_set.csv").unlink()
+    with pytest.raises(UserError, match="calc_case_description_train_set"):
+        read_table(root, abnormality="mass", workers=1)
 
 
 @pytest.fixture
@@ -207,10 +222,12 @@ def test_leaking_patients_are_dropped_from_test_by_default_and_counted(leaking, 
     assert message.startswith("CBIS-DDSM: 1 patients")
     assert "1 of their images" in message
     assert "P_" not in caplog.text
+    assert get_quarantine(table) == {image_id(1, "RIGHT"): Reason.LEAK}
 
 
 def test_leaking_patients_can_be_dropped_from_training(leaking):
     table = read(leaking, on_leak="drop_train")
+    assert get_quarantine(table) == {image_id(1, view="MLO"): Reason.LEAK}
     mine = table[table.patient == hashed("pat", "P_00001", salt="cbis_ddsm")]
     assert set(mine.index) == {image_id(1), image_id(1, "RIGHT")}
     assert set(mine.official_split) == {"test"}
@@ -308,6 +325,23 @@ def test_a_broken_mask_costs_its_own_lesion_only_and_is_counted(release, caplog)
     assert table.loc[image_id(1)].lesions == ()
     assert table.loc[image_id(2)].lesions == (tuple(map(float, BOX)),)
     assert "4 lesions have no readable mask" in caplog.text  # three have none at all
+    assert set(get_unboxed(table).values()) == {Reason.BAD_ANNOTATION}
+
+
+def test_whatever_is_left_out_stands_in_the_quarantine(leaking, tmp_path):
+    leaking.add(2, "MALIGNANT", box=BOX)
+    leaking.add(2, "BENIGN", side="RIGHT", box=BOX)
+    leaking.add(3)
+    leaking.tables()
+    dataset = load_dataset(
+        "cbis_ddsm", data_dir=leaking.root, cache_dir=tmp_path / "cache", input="roi",
+        image_size=32, workers=1, progress=False,
+    )  # fmt: skip
+    assert len(dataset.table) == 2
+    reasons = dataset.quarantine.set_index("image_id")["reason"]
+    assert reasons[image_id(1, "RIGHT")] == Reason.LEAK
+    assert reasons[image_id(3)] == Reason.BAD_ANNOTATION
+    assert set(reasons) == {Reason.LEAK, Reason.BAD_ANNOTATION}
 
 
 def test_a_mask_that_cannot_be_read_for_a_while_is_not_taken_for_none(release):
