@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+_log = logging.getLogger(__name__)
+
 CLASSES = ("benign", "malignant")
 """Names of the labels 0 and 1."""
 
@@ -36,7 +39,7 @@ class ImageDataset:
     Attributes:
         name: of the dataset.
         table: the image table, usable images only; row i belongs to `images[i]`.
-        images: (N, S, S) uint16, memory-mapped; 0 is background, 65535 full brightness.
+        images: (N, S, S) uint16, as a rule memory-mapped; 0 is background, 65535 full brightness.
         boxes: (N, 4) float32, the lesion box in pixels of `images`; NaN where there is none.
         classes: names of the labels.
         quarantine: columns image_id, reason: every image that was left out, and why.
@@ -111,6 +114,7 @@ def load_dataset(
     """
     from sgc_experiments.data.cache import open_cache
     from sgc_experiments.data.preprocess import PreprocessSettings
+    from sgc_experiments.data.rejection import Reason
     from sgc_experiments.data.schema import check_table, get_classes, get_quarantine
 
     if name not in READERS:
@@ -134,12 +138,19 @@ def load_dataset(
     )
     quarantine |= cached.rejected
     table = table[table["image_id"].isin(cached.sources)].reset_index(drop=True)
+    images, boxes = cached.images, cached.boxes
+    shared = _under_two_patients(table, cached.sources)
+    if shared.any():
+        _log.warning("dataset=%s: %d images left out (%s)", name, shared.sum(), Reason.SHARED_FILE)
+        quarantine |= dict.fromkeys(table.loc[shared, "image_id"], Reason.SHARED_FILE)
+        table = table[~shared].reset_index(drop=True)
+        images, boxes = images[~shared], boxes[~shared]  # rare: a copy in memory
     _require_usable(name, table, quarantine, classes)
     return ImageDataset(
         name=name,
         table=table,
-        images=cached.images,
-        boxes=cached.boxes,
+        images=images,
+        boxes=boxes,
         classes=classes,
         quarantine=_quarantine_table(quarantine),
         digest=_digest(table, cached.sources, quarantine, settings.as_dict(), classes),
@@ -176,6 +187,16 @@ def _with_lesions(table: pd.DataFrame, quarantine: dict[str, str]) -> pd.DataFra
     for image_id in table.loc[~annotated, "image_id"]:
         quarantine[image_id] = reasons.get(image_id, Reason.NO_LESION)
     return table[annotated].reset_index(drop=True)
+
+
+def _under_two_patients(table: pd.DataFrame, sources: dict[str, str]) -> np.ndarray:
+    """Say of every image whether another patient has the same file, (N,) bool.
+
+    Copies would fall into training and test, and nobody knows whose image it is.
+    """
+    content = table["image_id"].map(sources)
+    shared: np.ndarray = table.groupby(content)["patient"].transform("nunique").to_numpy() > 1
+    return shared
 
 
 def _require_usable(

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     OTHER_LESION = "the lesion behind the label is not among the chosen abnormalities"
     LEAK = "the patient is in both official subsets, left out as on_leak says"
     BAD_ANNOTATION = "the annotation cannot be read"
+    SHARED_FILE = "the same file, byte for byte, under another patient"
     EXCLUDED_GRADE = "BI-RADS 3, left out on request"
     TIMEOUT = "decoding took too long"
     MEMORY = "decoding needed too much memory"

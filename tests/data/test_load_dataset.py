@@ -11,6 +11,7 @@ import pytest
 from sgc_experiments.data import READERS, ImageDataset, load_dataset
 from sgc_experiments.data.splits import make_split
 from sgc_experiments.errors import UserError
+from tests.data.dicom_files import breast, dicom_bytes
 from tests.data.inbreast_release import images, write_release
 
 
@@ -52,6 +53,24 @@ def test_whole_images_need_no_lesion(tmp_path):
     assert np.isnan(dataset.boxes).all()
     assert dataset.quarantine.empty
     assert list(dataset.quarantine.columns) == ["image_id", "reason"]
+
+
+def test_a_file_under_two_patients_is_left_out_of_both_and_counted(tmp_path, caplog):
+    content = images(6, views=2)
+    for first, second in ((0, 3), (4, 5)):  # of two patients, and of one
+        data = dicom_bytes(breast(seed=first), WindowCenter=2048, WindowWidth=4096)
+        content[first] = replace(content[first], data=data)
+        content[second] = replace(content[second], data=data)
+    release = write_release(tmp_path / "release", content)
+    dataset = load(release, tmp_path, "whole")
+    reason = "the same file, byte for byte, under another patient"
+    assert list(dataset.quarantine["reason"]) == [reason] * 2
+    assert f"2 images left out ({reason})" in caplog.text
+    assert len(dataset.table) == len(dataset.images) == len(dataset.boxes) == 10
+    alone = load(write_release(tmp_path / "b", content[1:3]), tmp_path, "whole")
+    rows = [list(dataset.table["image_id"]).index(name) for name in alone.table["image_id"]]
+    np.testing.assert_array_equal(dataset.images[rows], alone.images)
+    np.testing.assert_array_equal(dataset.boxes[rows], alone.boxes)
 
 
 def test_the_digest_is_of_content_and_settings_not_of_places_and_times(tmp_path):
