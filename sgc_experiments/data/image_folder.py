@@ -19,7 +19,14 @@ from sgc_experiments.data.schema import hashed
 from sgc_experiments.data.table import read_corners
 from sgc_experiments.errors import UserError
 
-SUFFIXES = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy", "")
+# Exports name DICOM files in every way, by UIDs for instance, whose last part looks like a suffix:
+# only what is surely something else is left, and the content decides on the rest.
+NO_IMAGES = (
+    *(".csv", ".tsv", ".xls", ".xlsx", ".json", ".xml", ".yaml", ".yml", ".db"),
+    *(".txt", ".md", ".html", ".htm", ".pdf", ".doc", ".docx", ".log", ".py", ".ipynb"),
+    *(".zip", ".gz", ".tar"),
+    *(".partial", ".lock"),  # of a table of predictions that is being written there
+)
 # Clipped to the image, this is the whole of it.
 FULL_BOX: Box = (0.0, 0.0, 1e9, 1e9)
 
@@ -42,9 +49,10 @@ class FolderImages:
 
 
 def find_images(root: Path, parameter: str = "images") -> list[str]:
-    """List the image files of a folder at any depth, told by their suffix or the lack of one.
+    """List the files of a folder at any depth that may be images.
 
-    Hidden files and folders and links that lead out of the folder are left out.
+    Hidden files and folders are left out; so are tables, texts and archives, by their suffix, and
+    links that lead out of the folder, and these are counted.
 
     Args:
         root: the folder.
@@ -59,21 +67,29 @@ def find_images(root: Path, parameter: str = "images") -> list[str]:
     if not root.is_dir():
         raise UserError(f"{parameter}={root} is not a folder; give the folder of the images.")
     base = os.path.realpath(root)
-    names = []
+    names, others, outside = [], 0, 0
     for directory, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in files:
             path = os.path.join(directory, name)
             inside = os.path.realpath(path).startswith(base.rstrip(os.sep) + os.sep)
-            if name.startswith(".") or not inside:
+            if name.startswith("."):
                 continue
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
+            if os.path.splitext(name)[1].lower() in NO_IMAGES:
+                others += 1
+            elif not inside:
+                outside += 1
+            else:
                 names.append(os.path.relpath(path, root))
+    told = f"{others} other file(s) such as tables and texts, {outside} link(s) that lead out of it"
     if not names:
         raise UserError(
-            f"{parameter}={root} holds no image; DICOM (.dcm, or no suffix), JPEG, PNG, TIFF and "
-            "NPY files are read."
+            f"{parameter}={root} holds no image ({told}); DICOM, JPEG, PNG, TIFF and NPY files are "
+            "read."
         )
+    if others or outside:
+        level = logging.WARNING if outside else logging.INFO
+        log.log(level, "%s: %s are left out", parameter, told)
     return sorted(names)
 
 
