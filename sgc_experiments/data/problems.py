@@ -7,6 +7,7 @@ content of these tables identifies patients.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,8 +61,8 @@ class Problems:
 
 
 def row_numbers(selected: pd.Series) -> list[int]:
-    """Spreadsheet row numbers (header = 1) of the true entries of a mask over a table's rows."""
-    return [int(position) + 2 for position in selected.to_numpy().nonzero()[0]]
+    """Spreadsheet row numbers (header = 1) of the true entries of a mask with a table's index."""
+    return [int(position) + 2 for position in selected.index[selected.to_numpy(bool)]]
 
 
 def read_csv_text(path: Path) -> pd.DataFrame:
@@ -70,17 +71,36 @@ def read_csv_text(path: Path) -> pd.DataFrame:
     Column names are stripped and lower-cased, runs of blanks and underscores become one blank,
     because the same column is spelled `breast_density` in one released table and `breast density`
     in the next. Line breaks inside quoted fields, which released path columns end with, are
-    removed. A column name that occurs twice keeps its first occurrence.
+    removed. A column name that occurs twice keeps its first occurrence. Empty rows are left out;
+    the index counts them, so that `row_numbers` are those that a spreadsheet shows.
 
     Raises:
-        UserError: the file is not a CSV table. The parser's own message is withheld, since it
-            quotes the file.
+        UserError: the file is not a CSV table in UTF-8. The parser's own message is withheld, since
+            it quotes the file.
     """
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", encoding_errors="replace"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError, OSError):
+        with warnings.catch_warnings():
+            # Rows that are longer than the header: which of their fields are meant, nobody knows.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                skip_blank_lines=False,
+                index_col=False,
+            )
+    except pd.errors.ParserWarning:
+        raise UserError(
+            f"{path.name} has rows with more fields than its header; quote fields that hold a "
+            "comma, and end no row with one."
+        ) from None
+    except UnicodeError:
+        # Read with substitutes, two patients' names could become one.
+        raise UserError(
+            f"{path.name} is not encoded in UTF-8; save it as a CSV table in UTF-8."
+        ) from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError):
         raise UserError(
             f"{path.name} could not be read as a CSV table; download it again."
         ) from None
@@ -88,4 +108,5 @@ def read_csv_text(path: Path) -> pd.DataFrame:
         " ".join(str(name).replace("_", " ").lower().split()) for name in table.columns
     ]
     table = table.loc[:, ~table.columns.duplicated()].fillna("")
-    return table.apply(lambda column: column.str.replace(r"[\r\n]+", "", regex=True).str.strip())
+    table = table.apply(lambda column: column.str.replace(r"[\r\n]+", "", regex=True).str.strip())
+    return table[(table != "").any(axis=1)]

@@ -108,10 +108,10 @@ def _labels(
     numbers = all(_WHOLE_NUMBER.fullmatch(value) for value in present)
     order = list(classes) or sorted(present, key=lambda v: (int(v), v) if numbers else (0, v))
     index = {value: position for position, value in enumerate(order)}
-    if classes and numbers and not present <= set(order):
+    if classes and numbers and present.isdisjoint(order):
         index = {str(position): position for position in range(len(order))}
-    problems.add_rows(name, "label is empty", row_numbers(pd.Series([v == "" for v in values])))
-    wrong = pd.Series([value not in index and value != "" for value in values])
+    problems.add_rows(name, "label is empty", row_numbers(column == ""))
+    wrong = pd.Series([value not in index and value != "" for value in values], column.index)
     problems.add_rows(name, "label is none of classes=", row_numbers(wrong))
     if not classes and not 2 <= len(order) <= MOST_CLASSES:
         problems.add(
@@ -141,10 +141,11 @@ def _files(paths: pd.Series, root: Path, name: str, problems: Problems) -> list[
         outside.append(usable and not inside)
         missing.append(not usable or (inside and not os.path.isfile(file)))
         files.append(file if inside else "")
-    twice = pd.Series(files).duplicated(keep=False) & (pd.Series(files) != "")
+    found = pd.Series(files, paths.index)
+    twice = found.duplicated(keep=False) & (found != "")
     for what, wrong in (
-        ("path leads out of the table's folder", pd.Series(outside)),
-        ("path is no file", pd.Series(missing)),
+        ("path leads out of the table's folder", pd.Series(outside, paths.index)),
+        ("path is no file", pd.Series(missing, paths.index)),
         ("the same file as in another row", twice),
     ):
         problems.add_rows(name, what, row_numbers(wrong))

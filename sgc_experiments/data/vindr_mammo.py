@@ -192,7 +192,7 @@ def _check_findings(findings: pd.DataFrame, breast: pd.DataFrame, problems: Prob
 def _check_metadata(metadata: pd.DataFrame, breast: pd.DataFrame, problems: Problems) -> None:
     """Note the images whose size, side or view the two tables give differently."""
     described = metadata.drop_duplicates("sop instance uid").set_index("sop instance uid")
-    described = described.reindex(breast["image id"]).reset_index(drop=True)
+    described = described.reindex(breast["image id"]).set_axis(breast.index)
     for column, ours in (
         ("rows", "height"),
         ("columns", "width"),

@@ -141,6 +141,42 @@ def test_a_label_outside_the_given_classes_is_told(folder):
         read(folder, rows_of(["a", "b", "a", "c"]), classes=("a", "b"))
 
 
+def test_positions_stand_for_classes_only_where_no_label_is_a_class(folder):
+    with pytest.raises(UserError, match=r"label is none of classes= in 2 rows \(2, 4\)"):
+        read(folder, rows_of(["0", "1", "0", "1"]), classes=("1", "2"))
+    table = read(folder, rows_of(["1", "2", "1", "1"]), classes=("2", "1"))
+    assert sorted(table["label"]) == [0, 1, 1, 1]
+
+
+def test_a_table_in_another_encoding_is_refused_for_its_patients_would_merge(folder):
+    rows = rows_of(patient=["J\xfcrgen", "J\xf6rgen", "8", "9"])
+    table = write_table(folder / "images.csv", rows)
+    assert read_table(folder, table=table)["patient"].nunique() == 4
+    table.write_bytes(table.read_text(encoding="utf-8").encode("latin-1"))
+    with pytest.raises(UserError, match=r"^images\.csv is not encoded in UTF-8; save it") as caught:
+        read_table(folder, table=table)
+    assert "rgen" not in str(caught.value)
+
+
+def test_empty_rows_are_left_out_and_counted(folder):
+    table = folder / "images.csv"
+    head, good, bad = "path,patient,label\n", "a.png,1,0\nb.png,2,1\n", "none.png,3,1\n"
+    table.write_text(head + "\n\n" + good + ",,\n\n")
+    assert len(read_table(folder, table=table)) == 2
+    table.write_text(head + "\n" + good + ",,\n\n" + bad + "c.png,4,9x\n,5,1\n")
+    with pytest.raises(UserError) as caught:
+        read_table(folder, table=table, classes=("0", "1"))
+    assert "path is no file in 2 rows (7, 9)" in str(caught.value)
+    assert "label is none of classes= in 1 row (8)" in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["a.png,1,0,", "a.png,Smith, John,0"])
+def test_rows_that_are_longer_than_the_header_are_told(folder, row):
+    (folder / "images.csv").write_text(f"path,patient,label\n{row}\n")
+    with pytest.raises(UserError, match=r"^images\.csv has rows with more fields than its header;"):
+        read_table(folder, table=folder / "images.csv")
+
+
 def test_four_formats_are_prepared_alike_and_hostile_files_are_quarantined(tmp_path):
     table = write_own_images(tmp_path / "own", patients=4)
     bad = {"bad.npy": b"\x93NUMPY\x01\x00", "bad.png": b"", "bad.tif": b"II*\x00", "bad.dcm": b"x"}
