@@ -88,6 +88,8 @@ def find_files(root: Path) -> ReleaseFiles:
             here / name
             for name in names
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            # A link may lead nowhere, as in data sets whose content is fetched on demand.
+            if os.path.isfile(here / name)
         }
         if found:
             images[directory] = found

@@ -105,26 +105,33 @@ def read_table(data_dir: Path) -> pd.DataFrame:
 
 def _find_release(data_dir: Path) -> Path:
     """The shallowest folder in or below `data_dir` that holds the three tables and the images."""
-    incomplete = ""
+    incomplete, closed = "", 0
     level = [data_dir]
     for _ in range(SEARCH_DEPTH):
         for folder in level:
-            missing = [name for name in TABLES if not (folder / name).is_file()]
-            if not (folder / IMAGE_FOLDER).is_dir():
+            missing = [name for name in TABLES if not os.path.isfile(folder / name)]
+            if not os.path.isdir(folder / IMAGE_FOLDER):
                 missing.append(f"{IMAGE_FOLDER}/")
             if not missing:
                 return folder
             if BREAST not in missing:
                 incomplete = incomplete or f" ({', '.join(missing)} missing)"
-        level = sorted(
-            child
-            for folder in level
-            if folder.is_dir()
-            for child in folder.iterdir()
-            if child.is_dir() and child.name != IMAGE_FOLDER
-        )
+        below: list[Path] = []
+        for folder in level:
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except PermissionError:
+                closed += 1
+            except OSError:
+                continue
+            else:
+                below += [Path(e.path) for e in entries if e.is_dir() and e.name != IMAGE_FOLDER]
+        level = below
+    unread = (
+        f" ({closed} folder(s) there cannot be read; check their permissions)" if closed else ""
+    )
     raise UserError(
-        f"No VinDr-Mammo release in {data_dir}{incomplete}: {', '.join(TABLES)} and "
+        f"No VinDr-Mammo release in {data_dir}{incomplete}{unread}: {', '.join(TABLES)} and "
         f"{IMAGE_FOLDER}/ should lie there or below; download VinDr-Mammo 1.0.0 from PhysioNet "
         "(credentialed access) and set data_dir, or use dataset=phantom, which needs nothing."
     )
@@ -146,7 +153,7 @@ def _is_finding(text: str) -> bool | None:
         return None
     try:
         categories = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
     if not isinstance(categories, list) or not categories:
         return None

@@ -110,7 +110,8 @@ def load_images(config: DataConfig) -> ImageDataset:
 def load_images_once(config: DataConfig) -> ImageDataset:
     """`load_images`, for a process that fits one model after another on the same images."""
     names = set(DataConfig.model_fields) - SPLIT_PARAMETERS - {"seed"}
-    return _load_once(DataConfig(**config.model_dump(include=names)))
+    # Not validated again: what is left out would come from the environment, and contradict the rest.
+    return _load_once(DataConfig.model_construct(**{name: getattr(config, name) for name in names}))
 
 
 @functools.lru_cache(maxsize=1)

@@ -357,6 +357,16 @@ def test_a_mask_that_cannot_be_read_for_a_while_is_not_taken_for_none(release):
     assert read(release).loc[image_id()].lesions == (tuple(map(float, BOX)),)
 
 
+def test_a_link_that_leads_nowhere_is_no_file(release):
+    release.add(1, box=BOX)
+    mask = next((release.root / "CBIS-DDSM" / FOLDER).rglob("000001.dcm"))
+    mask.unlink()
+    mask.symlink_to("/nowhere/annex/object")
+    table = read(release)
+    assert table.loc[image_id()].lesions == ()
+    assert get_unboxed(table)[image_id()] == Reason.BAD_ANNOTATION
+
+
 def test_missing_values_and_density_zero(release):
     release.add(1, breast_density=0)
     release.add(2, breast_density="", **{"mass shape": "", "assessment": ""})

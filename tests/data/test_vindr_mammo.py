@@ -6,6 +6,7 @@ whole releases.
 
 import csv
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -276,3 +277,31 @@ def test_a_missing_dataset_is_one_sentence_that_says_what_to_do(tmp_path):
     for part in (str(tmp_path / "nowhere"), *COLUMNS, "PhysioNet", "dataset=phantom"):
         assert part in message
     assert "\n" not in message
+
+
+def test_a_folder_that_cannot_be_read_is_passed_by_and_counted(tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def guarded(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # the tests may run as root
+    (tmp_path / "closed").mkdir()
+    with pytest.raises(UserError, match=r"\(1 folder\(s\) there cannot be read") as caught:
+        read_table(tmp_path)
+    assert "closed" not in str(caught.value)
+    release = Release(tmp_path / "open")
+    release.add()
+    release.tables()
+    assert len(read_table(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("text", ["[{[]: 1}]", "{[]}"])
+def test_categories_that_python_cannot_build_are_a_problem(tmp_path, text):
+    release = Release(tmp_path)
+    release.add()
+    release.rows[FINDINGS].append({"image_id": md5("image"), "finding_categories": text})
+    with pytest.raises(UserError, match="finding_categories is not a list of names in 1 row"):
+        read(release)
