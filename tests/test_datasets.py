@@ -20,3 +20,16 @@ def test_images_that_are_loaded_once_take_nothing_from_the_environment(monkeypat
     (wanted,) = asked  # once: neither seed nor split matter to the images
     assert (wanted.image_size, wanted.clahe, wanted.input) == (48, True, config.input)
     assert wanted.cache_dir == config.cache_dir
+
+
+def test_parameters_of_another_dataset_are_told(monkeypatch, caplog):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: None)
+    given = ["--birads3", "drop", "--on_leak", "error", "--phantom_patients", "30"]
+    for dataset, idle in (
+        ("phantom", {"birads3", "on_leak"}),
+        ("cbis_ddsm", {"birads3", "phantom_patients"}),
+    ):
+        caplog.clear()
+        config = parse(TrainConfig, ["--dataset", dataset, *given])
+        datasets.load_images(resolve_defaults(config, gpu=False))
+        assert {message.split()[0] for message in caplog.messages} == idle

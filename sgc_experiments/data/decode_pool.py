@@ -128,7 +128,9 @@ class IsolatedTask(Generic[Item, Result]):
             RuntimeError: the process cannot start.
         """
         with self._lock:
-            if self._worker is None:
+            # One that was killed while it waited (for memory, say) tells nothing about the item.
+            if self._worker is None or self._worker.ended():
+                self._worker = None
                 worker = self._start()
                 worker.receive()  # it reports for duty
                 self._worker = worker
@@ -192,6 +194,13 @@ class _Worker(Generic[Result]):
         if isinstance(result, RejectedFile) and result.place:
             _log.warning("A file was rejected after a %s", result.place)
         return result
+
+    def ended(self) -> bool:
+        """Whether the process has ended already; its end of the line is closed then."""
+        if self._process.poll() is None:
+            return False
+        self.connection.close()
+        return True
 
     def stop(self) -> None:
         self.connection.close()

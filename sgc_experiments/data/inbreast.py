@@ -16,6 +16,7 @@ files into one folder. Facts about it that the code rests on:
 
 import csv
 import io
+import logging
 import os
 import re
 from collections import Counter
@@ -32,6 +33,8 @@ from sgc_experiments.data.problems import Problems
 from sgc_experiments.data.rejection import Reason, RejectedFile
 from sgc_experiments.data.schema import COLUMNS, check_table, hashed, set_quarantine
 from sgc_experiments.errors import UserError
+
+log = logging.getLogger("sgc_experiments.data")
 
 Birads3 = Literal["benign", "drop"]
 
@@ -133,6 +136,8 @@ def _find_release(data_dir: Path) -> tuple[Path, list[Path], dict[str, Path]]:
         if table and images:
             around = _entries(here.get("allxml", root)).values()
             annotations = {file.stem: file for file in around if file.suffix.lower() == ".xml"}
+            if not annotations:
+                log.warning("INbreast: no annotation found (AllXML/*.xml); no image has a lesion")
             return table, sorted(images), annotations
     raise UserError(
         f"No INbreast release found: looked for INbreast.csv or INbreast.xls beside the folders"

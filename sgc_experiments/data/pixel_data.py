@@ -165,13 +165,19 @@ def _jpeg_lossless(stream: bytes, header: Header) -> np.ndarray:
 
 
 def decode_jpeg_file(data: bytes) -> np.ndarray:
-    """Read an 8-bit JPEG, as mirrors distribute them."""
+    """Read an 8-bit JPEG, as mirrors distribute them; in one of three colours all must be grey."""
     size = codestream.jpeg_size(data)
     if not (MIN_SIDE <= size.rows <= MAX_SIDE and MIN_SIDE <= size.columns <= MAX_SIDE):
         raise RejectedFile(Reason.IMAGE_SIZE)
     codestream.require_end(data)
-    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None or image.shape != (size.rows, size.columns):
+    if size.samples not in (1, 3):
+        raise RejectedFile(Reason.MANY_SAMPLES)
+    mode = cv2.IMREAD_GRAYSCALE if size.samples == 1 else cv2.IMREAD_COLOR
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), mode | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None or image.shape[:2] != (size.rows, size.columns):
         raise RejectedFile(Reason.UNDECODABLE)
+    if image.ndim == 3:
+        if (image != image[..., :1]).any():
+            raise RejectedFile(Reason.MANY_SAMPLES)
+        image = image[..., 0]
     return image.astype(np.uint16) * 257

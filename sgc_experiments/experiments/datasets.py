@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,18 @@ SPLIT_PARAMETERS = {
     "split_seed",
     "subset_seed",
 }
+
+
+_OF_ONE_DATASET = {
+    "birads3": "inbreast",
+    "abnormality": "cbis_ddsm",
+    "on_leak": "cbis_ddsm",
+    "phantom_patients": "phantom",
+    "phantom_seed": "phantom",
+    "difficulty": "phantom",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class Data(NamedTuple):
@@ -85,6 +98,10 @@ def load_images(config: DataConfig) -> ImageDataset:
     Raises:
         UserError: the data is missing or contradictory.
     """
+    for name, dataset in _OF_ONE_DATASET.items():
+        changed = getattr(config, name) != DataConfig.model_fields[name].default
+        if changed and config.dataset != dataset:
+            logger.warning("%s is of dataset=%s, and without effect here", name, dataset)
     reader_options: dict[str, dict[str, Any]] = {
         "inbreast": {"birads3": config.birads3},
         "cbis_ddsm": {"abnormality": config.abnormality, "on_leak": config.on_leak},
@@ -110,8 +127,9 @@ def load_images(config: DataConfig) -> ImageDataset:
 def load_images_once(config: DataConfig) -> ImageDataset:
     """`load_images`, for a process that fits one model after another on the same images."""
     names = set(DataConfig.model_fields) - SPLIT_PARAMETERS - {"seed"}
-    # Not validated again: what is left out would come from the environment, and contradict the rest.
-    return _load_once(DataConfig.model_construct(**{name: getattr(config, name) for name in names}))
+    values = {name: getattr(config, name) for name in names}
+    # Not validated again: the rest would come from the environment, and might contradict this.
+    return _load_once(DataConfig.model_construct(**values))
 
 
 @functools.lru_cache(maxsize=1)

@@ -149,3 +149,15 @@ def test_a_task_that_stays_survives_every_death():
     assert task("again") == "again"
     task.close()
     assert psutil.Process().children() == before
+
+
+def test_a_task_whose_process_is_killed_while_it_waits_starts_another():
+    before = psutil.Process().children()
+    task = IsolatedTask(misbehave, timeout=20.0, memory=GIB)
+    assert task("hello") == "hello"
+    (idle,) = set(psutil.Process().children()) - set(before)
+    idle.kill()
+    wait_for(idle.status, until=lambda status: status == psutil.STATUS_ZOMBIE)
+    assert task("hello again") == "hello again"
+    task.close()
+    assert psutil.Process().children() == before

@@ -206,3 +206,14 @@ def test_a_table_that_is_none_is_told(tmp_path, name, content):
     with pytest.raises(UserError, match=f"{name} .*copy the release again") as caught:
         read_table(tmp_path)
     assert MARKER not in str(caught.value)
+
+
+def test_a_release_without_annotations_is_told(tmp_path, caplog):
+    write_release(tmp_path, images(2))
+    read_table(tmp_path)
+    assert not caplog.text
+    for file in (tmp_path / "AllXML").iterdir():
+        file.unlink()
+    (tmp_path / "AllXML").rmdir()
+    assert len(read_table(tmp_path)) == 2
+    assert "no annotation found (AllXML/*.xml)" in caplog.text

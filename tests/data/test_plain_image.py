@@ -70,6 +70,14 @@ def test_eight_bit_files_are_taken_as_they_are(mode):
     assert np.array_equal(decode_file(data), levels.astype(np.uint16) * 257)
 
 
+@pytest.mark.parametrize("mode", [None, "RGB"])
+def test_jpeg_files_are_read_if_every_pixel_is_grey(mode):
+    levels = (IMAGE >> 4).astype(np.uint8)
+    expected = decode_file(picture_bytes(levels, "JPEG", quality=95))
+    assert np.abs(expected.astype(int) // 257 - levels).mean() < 4
+    assert np.array_equal(decode_file(picture_bytes(levels, "JPEG", mode, quality=95)), expected)
+
+
 class Explosive:
     """An object whose unpickling would be seen."""
 
@@ -105,6 +113,8 @@ def png_of(width, height):
 BROKEN = {
     "several pages": (multi_page(), Reason.MANY_FRAMES),
     "colours": (picture_bytes(COLOURED, "PNG"), Reason.MANY_SAMPLES),
+    "colours in a JPEG": (picture_bytes(COLOURED, "JPEG"), Reason.MANY_SAMPLES),
+    "inks in a JPEG": (picture_bytes(COLOURED, "JPEG", "CMYK"), Reason.MANY_SAMPLES),
     "transparency": (picture_bytes(COLOURED, "PNG", "RGBA"), Reason.MANY_SAMPLES),
     "one bit": (picture_bytes(COLOURED, "PNG", "1"), Reason.PIXEL_TYPE),
     "white is zero": (white_is_zero(), Reason.WHITE_IS_ZERO),

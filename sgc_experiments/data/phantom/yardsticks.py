@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from sgc_experiments.data.phantom.inbreast_layout import SETTINGS, TRUTH
+from sgc_experiments.data.phantom.inbreast_layout import RELEASE, SETTINGS, TRUTH
 from sgc_experiments.errors import UserError
 
 GATES = {
@@ -42,7 +42,7 @@ def yardsticks(release: Path, *, bootstrap: int = 1000, seed: int = 0) -> pd.Dat
     """Measure the yardsticks on a phantom release as `write_inbreast` returns it.
 
     Args:
-        release: the release folder; `phantom_truth.csv` lies beside it.
+        release: the release folder, or the one that holds it and `phantom_truth.csv`.
         bootstrap: resamples for the intervals.
         seed: of the forests, the folds and the bootstrap.
 
@@ -53,10 +53,12 @@ def yardsticks(release: Path, *, bootstrap: int = 1000, seed: int = 0) -> pd.Dat
     Raises:
         UserError: `release` is not a phantom.
     """
+    if (release / TRUTH).is_file():
+        release = release / RELEASE
     truth_file = release.parent / TRUTH
     if not truth_file.is_file():
         raise UserError(
-            f"{release} is not a phantom release: {TRUTH} is missing beside it; "
+            f"{release} is not a phantom release: {TRUTH} is missing in it and beside it; "
             "make one with `python -m sgc_experiments phantom`"
         )
     truth = pd.read_csv(truth_file)

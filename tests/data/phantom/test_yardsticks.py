@@ -63,3 +63,17 @@ def test_lesions_are_as_common_and_as_large_in_benign_patients(release):
 def test_a_folder_without_truth_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a phantom release"):
         yardsticks(tmp_path / "INbreast Release 1.0")
+
+
+def test_the_release_may_be_named_by_its_folder_or_the_one_around_it(release, monkeypatch):
+    class Measured(Exception):
+        pass
+
+    def measure(folder, truth):
+        raise Measured(folder)
+
+    monkeypatch.setattr("sgc_experiments.data.phantom.yardsticks._measure", measure)
+    for folder in (release, release.parent):
+        with pytest.raises(Measured) as caught:
+            yardsticks(folder)
+        assert caught.value.args == (release,)
