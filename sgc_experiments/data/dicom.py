@@ -18,6 +18,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.dicom_header import (
     MAX_SIDE,
     Header,
@@ -30,7 +31,7 @@ from sgc_experiments.data.dicom_header import (
 )
 from sgc_experiments.data.pixel_data import decode, decode_jpeg_file
 from sgc_experiments.data.plain_image import decode_plain, plain_format, to_brightness
-from sgc_experiments.data.preprocess import FULL_RANGE, Box, shown_range
+from sgc_experiments.data.preprocess import FULL_RANGE, shown_range
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 MAX_FILE_BYTES = 2 * MAX_SIDE**2 + (8 << 20)

@@ -14,8 +14,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from sgc_experiments.data.boxes import Box
 from sgc_experiments.data.dicom_header import MAX_SIDE, MIN_SIDE
-from sgc_experiments.data.preprocess import FULL_RANGE, Box, shown_range
+from sgc_experiments.data.preprocess import FULL_RANGE, shown_range
 from sgc_experiments.data.rejection import Reason, RejectedFile
 
 _SIGNATURES = {
