@@ -35,6 +35,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from sgc_experiments.errors import UserError
+from sgc_experiments.metrics import logged_auc
 from sgc_experiments.past_runs import PastRun
 from sgc_experiments.tracked_run import added
 
@@ -44,7 +45,6 @@ _OF_THE_RUN = (
     "split_digest", "data_digest",
 )  # fmt: skip
 _RESULTS = ("val_auc", "test_auc", "test_auc_low", "test_auc_high", "test_average_precision")
-_MACRO = "_macro_auc"
 _NUMBERS = ("fraction", *_RESULTS)
 _COUNTS = ("seed", "n_patients", "n_train_patients")
 
@@ -65,8 +65,7 @@ class CellVersion:
         """The version's tags, for the ablation that counts it."""
         tags = {name: self.run.tags[name] for name in _OF_THE_RUN}
         for name in _RESULTS:
-            # Of more than two classes the macro AUC takes the place of the AUC.
-            value = self.run.metrics.get(name, self.run.metrics.get(name.replace("_auc", _MACRO)))
+            value = logged_auc(self.run.metrics, name)
             if value is not None:
                 tags[name] = repr(value)
         tags |= {name: str(value) for name, value in self.curve.items()}

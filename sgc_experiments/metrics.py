@@ -271,3 +271,11 @@ def multiclass_metrics(
         "log_loss": _ratio(weights @ loss, total),
         "brier": _ratio(weights @ squared, total),
     }
+
+
+def logged_auc(metrics: Mapping[str, float], name: str) -> float | None:
+    """An AUC by the name that it is logged under, such as ``test_auc``.
+
+    Of more than two classes the macro AUC takes its place; None if neither is there.
+    """
+    return metrics.get(name, metrics.get(name.replace("_auc", "_macro_auc")))

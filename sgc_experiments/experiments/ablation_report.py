@@ -27,6 +27,7 @@ from sgc_experiments.low_data_registry import (
     low_data_name,
     publish_cells,
 )
+from sgc_experiments.metrics import logged_auc
 from sgc_experiments.predictions import class_names
 from sgc_experiments.tracking import TrackedRun
 
@@ -224,8 +225,8 @@ def _cell_table(finished: Sequence[Finished], failed: Sequence[Failed]) -> pd.Da
         if isinstance(one, Finished):
             row |= {
                 "status": "finished",
-                "test_auc": one.run.metrics.get("test_auc"),
-                "val_auc": one.run.metrics.get("val_auc"),
+                "test_auc": logged_auc(one.run.metrics, "test_auc"),
+                "val_auc": logged_auc(one.run.metrics, "val_auc"),
                 "training_seconds": one.run.metrics.get("training_seconds"),
                 "run_id": one.run.run_id,
                 "reason": "",

@@ -41,6 +41,7 @@ from sgc_experiments.experiments.shared_work import (
 from sgc_experiments.experiments.starting_weights import start_from_registered
 from sgc_experiments.experiments.team import give
 from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabelled
+from sgc_experiments.metrics import logged_auc
 from sgc_experiments.model_registry import pinned
 from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.tracking import TrackedRun
@@ -221,10 +222,8 @@ class Report(NamedTuple):
 
     def version_metrics(self) -> dict[str, float]:
         """What decides between versions: AUCs, of more than two classes the macro AUC."""
-        return {
-            name: self.metrics[name if name in self.metrics else name.replace("_auc", "_macro_auc")]
-            for name in _VERSION_METRICS
-        }
+        found = {name: logged_auc(self.metrics, name) for name in _VERSION_METRICS}
+        return {name: auc for name, auc in found.items() if auc is not None}
 
     def of_images(self) -> pd.DataFrame:
         """The rows of all test images together."""

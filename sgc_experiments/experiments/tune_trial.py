@@ -25,6 +25,7 @@ from sgc_experiments.experiments.fitting import fit
 from sgc_experiments.experiments.models import build_classifier
 from sgc_experiments.experiments.scoring import prediction_table
 from sgc_experiments.experiments.tune_study import TuningStudy
+from sgc_experiments.metrics import logged_auc
 from sgc_experiments.past_runs import running
 from sgc_experiments.tracking import LOST, TrackedRun, end_lost_run, start_run
 
@@ -136,7 +137,7 @@ def _judge(
     )
     metrics["val_bits_per_dim"] = float(bits.mean())
     run.log_metrics(metrics)
-    auc = metrics.get("val_auc", metrics.get("val_macro_auc"))
+    auc = logged_auc(metrics, "val_auc")
     if auc is None:
         raise UserError("The validation images are all of one class, so that there is no AUC.")
     return {"val_auc": auc, "val_bits_per_dim": metrics["val_bits_per_dim"]}
