@@ -13,11 +13,11 @@ How λ is sampled never changes L: every sample is divided by its density. That 
 from independently ("uniform": in w's own measure) or "stratified" over the batch; or, with
 "importance", a density that follows √E loss² as it is seen.
 
-The hybrid objective adds h · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
+The hybrid objective adds η · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
 class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ):
 half the root mean square of the two classes' difference there, as seen so far. Without it a single
 draw is so overconfident that a few images make the whole cross-entropy. c is an image's own class
-or another, drawn at random, so that a step costs two passes however many classes there are. h
+or another, drawn at random, so that a step costs two passes however many classes there are. η
 grows from zero over the first steps: a network that cannot denoise yet follows the cross-entropy's
 noise alone, and at high learning rates may not learn to denoise any more.
 """
@@ -42,7 +42,7 @@ _WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
-_PHASED_IN = 300  # steps until h is whole
+_PHASED_IN = 300  # steps until η is whole
 
 
 class DenoisingScoreMatching(nn.Module):
@@ -56,7 +56,7 @@ class DenoisingScoreMatching(nn.Module):
         log_snr_sampling: One of `noise_levels.SAMPLINGS`.
         min_snr_gamma: γ of "min_snr".
         sigmoid_bias: b of "sigmoid".
-        hybrid_weight: h; 0 leaves the cross-entropy out.
+        hybrid_weight: η; 0 leaves the cross-entropy out.
         label_dropout: Share of labels replaced by the null class.
 
     Raises:
@@ -167,7 +167,7 @@ class DenoisingScoreMatching(nn.Module):
             images: (B, 1, S, S), range [−1, 1].
             labels: int64 (B,); −1 means without a label.
             generator: Source of all noise, on the device of the images.
-            step: Steps taken before this one, which decide how far h has grown.
+            step: Steps taken before this one, which decide how far η has grown.
         """
         x = network.standardise(images)
         density = self.sampling_density()

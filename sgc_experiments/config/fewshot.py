@@ -175,7 +175,7 @@ class FewshotConfig(FitConfig):
             "subset_seed": seed,
             "seed": seed,
             "training_prevalence": AUTO if prevalence is None else prevalence,
-            # The study shares out the machine, and registers every cell in one place.
+            # The ablation shares out the machine, and registers every cell in one place.
             "workers": 1,
             "register_model": False,
         }
