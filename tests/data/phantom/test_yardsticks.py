@@ -66,14 +66,14 @@ def test_a_folder_without_truth_is_refused(tmp_path):
 
 
 def test_the_release_may_be_named_by_its_folder_or_the_one_around_it(release, monkeypatch):
-    class Measured(Exception):
+    class MeasuredError(Exception):
         pass
 
     def measure(folder, truth):
-        raise Measured(folder)
+        raise MeasuredError(folder)
 
     monkeypatch.setattr("sgc_experiments.data.phantom.yardsticks._measure", measure)
     for folder in (release, release.parent):
-        with pytest.raises(Measured) as caught:
+        with pytest.raises(MeasuredError) as caught:
             yardsticks(folder)
         assert caught.value.args == (release,)
