@@ -47,7 +47,7 @@ class DataConfig(Config):
         "benign", description="what INbreast images of BI-RADS 3 count as"
     )
     abnormality: Literal["all", "mass", "calc"] = Field(
-        "all", description="which CBIS-DDSM abnormalities to read"
+        "all", description="which CBIS-DDSM abnormalities to show; any malignant one decides the label"
     )
     on_leak: Literal["drop_test", "drop_train", "error"] = Field(
         "drop_test",
