@@ -146,7 +146,7 @@ def widened(
         others: what the estimate varies with beside the patients.
         confidence: coverage of `limits`, in (0, 1).
     """
-    own = Source(np.var(samples) * n_patients / (n_patients - 1), n_patients - 1)
+    own = Source(float(np.var(samples)) * n_patients / (n_patients - 1), n_patients - 1)
     total = sum(source.variance for source in (own, *others))
     if total == own.variance:
         return limits

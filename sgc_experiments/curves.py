@@ -95,7 +95,7 @@ class _MeanCurve(NamedTuple):
             points(labels[rows], scores[rows], np.ones((1, len(labels[rows]))))[0][0]
             for rows in fold_rows(self.frame)
         ]
-        places = np.unique(np.concatenate(found))
+        places: Floats = np.unique(np.concatenate(found))
         return places[np.isfinite(places)]
 
 

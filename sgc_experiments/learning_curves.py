@@ -255,7 +255,7 @@ def _between_seeds(
             parts = [[own[seed] - reference[seed] for seed in own]]
         else:
             parts.append([*reference.values()])
-    return [Source(np.var(p, ddof=1) / len(p), len(p) - 1) for p in parts if len(p) > 1]
+    return [Source(float(np.var(p, ddof=1)) / len(p), len(p) - 1) for p in parts if len(p) > 1]
 
 
 def _mean_over_drawn_seeds(samples: Floats, draws: Floats) -> Floats:

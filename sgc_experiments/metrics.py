@@ -109,7 +109,8 @@ def _partial_area(tp: Floats, fp: Floats) -> Floats:
 
 def _auc(labels: Integers, scores: Floats, weights: Floats, folds: Sequence[Rows]) -> Floats:
     counts = [operating_points(labels[rows], scores[rows], weights[:, rows]) for rows in folds]
-    return _ratio(sum(_area(*c) for c in counts), sum(_pairs(*c) for c in counts))
+    areas, pairs = [_area(*c) for c in counts], [_pairs(*c) for c in counts]
+    return _ratio(np.sum(areas, axis=0), np.sum(pairs, axis=0))
 
 
 def rank_metrics(

@@ -98,9 +98,13 @@ def test_an_answer_ranks_where_the_posterior_rounds(classes, column):
     calibration = Calibration(0.5, (0.0, 0.5, 0.0)[:classes])
     prior = np.arange(1.0, classes + 1) / sum(range(1, classes + 1))
     classifier = SimpleNamespace(
-        classes=tuple(f"c{k}" for k in range(classes)), calibration=calibration, prior=prior,
-        posterior=calibration.posterior,
-    )  # fmt: skip
+        classes=tuple(f"c{k}" for k in range(classes)),
+        calibration=calibration,
+        prior=prior,
+        posterior=lambda log_odds, given: calibration.posterior(
+            log_odds, prior if given is None else given
+        ),
+    )
     prediction = Prediction(evidence, np.zeros_like(evidence), 1)
     said = answer(classifier, np.empty((4, 8, 8)), prediction=prediction)
     expected = evidence[:, 1] * 2 + 0.5 + np.log(2)

@@ -48,9 +48,9 @@ def answer(
     """
     if prediction is None:
         prediction = _predict(classifier, images, evaluations, seed)
-    prior = classifier.prior if prior is None else prior
     posterior = classifier.posterior(prediction.log_odds, prior)
-    logits = classifier.calibration.logits(prediction.log_odds, prior)
+    shares = classifier.prior if prior is None else prior
+    logits = classifier.calibration.logits(prediction.log_odds, shares)
     columns: dict[str, Any] = {
         f"probability_{name}": posterior[:, index] for index, name in enumerate(classifier.classes)
     }
