@@ -1,18 +1,28 @@
 """The exceptions that a user is meant to read, and how the others are told."""
 
+import re
 import traceback
+
+# Absolute, and not what follows a scheme or a word: models:/NAME, and/or.
+_PATH = re.compile(r"(?<![\w/:.])~?/(?:[^\s/]*/)*[^\s/,;:'\")]+")
 
 
 class UserError(Exception):
     """A mistake that the user can mend.
 
     The message is one clear sentence: what is wrong, where, and what to do. It is printed without
-    a stack trace and becomes the failure reason of the MLflow run, so it never holds patient data.
+    a stack trace. It never holds patient data, and, `without_paths`, becomes the failure reason of
+    the MLflow run.
     """
 
 
 class Outage(UserError):  # noqa: N818 - an event, named as such
     """A disk or a server fails. When that is mended, the same command goes on in the same run."""
+
+
+def without_paths(text: str) -> str:
+    """A message for others to read: where files lie can tell of whom they are."""
+    return _PATH.sub("…", text)
 
 
 def trace_without_messages(error: BaseException) -> str:

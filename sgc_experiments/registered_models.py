@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def download_model(model_uri: str, folder: Path) -> tuple[Path, str]:
         UserError: there is no such model, or it is none of this project's.
     """
     try:
+        if not model_uri.startswith(("models:/", "runs:/")):
+            raise OSError(errno.EINVAL, "neither of the registry nor of a run")
         local = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder)))
         run_id = Model.load(str(local)).run_id or ""
     except (MlflowException, OSError):

@@ -26,7 +26,7 @@ from sqlalchemy.exc import OperationalError
 
 from sgc_experiments.config import DataConfig
 from sgc_experiments.delivery import is_outage, outage
-from sgc_experiments.errors import Outage, UserError
+from sgc_experiments.errors import Outage, UserError, without_paths
 from sgc_experiments.past_runs import open_run
 from sgc_experiments.resumption import RunFolder, discard, empty, run_folder
 from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, added, commit
@@ -274,8 +274,14 @@ def move_run(run_id: str, parent: str) -> None:
 def fail_inherited_run(reason: str) -> None:
     """End the run that ``mlflow run`` opened as FAILED, if it has not got that far itself."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        end_run(run_id, "FAILED", {"failure_reason": reason})
+    if not run_id:
+        return
+    try:
+        end_run(run_id, "FAILED", {REASON: without_paths(reason)})
+    except Exception as failure:
+        if not is_outage(failure):
+            raise
+        logger.warning("The tracking server could not be told how the run ended.")
 
 
 def _reason(error: BaseException) -> str:
@@ -284,7 +290,7 @@ def _reason(error: BaseException) -> str:
     The text of a foreign exception can hold header values or file names.
     """
     if isinstance(error, UserError):
-        return str(error)
+        return without_paths(str(error))
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return f"internal error ({type(error).__name__}); the log of the run has the details"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sgc_experiments.augmentation import AugmentationSettings
+from sgc_experiments.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,24 @@ class Budget(NamedTuple):
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device for "auto" (a GPU if there is one) or a device's name."""
+    """The torch device for "auto" (a GPU if there is one) or a device's name.
+
+    Raises:
+        UserError: This machine, or this build of torch, has no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    there = {
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, True):
+        raise UserError(
+            f"device={name} is not there (torch sees {torch.cuda.device_count()} CUDA device(s)); "
+            "give another, or device=auto."
+        )
+    return device
 
 
 def has_fast_bf16(device: torch.device, network: torch.nn.Module) -> bool:

@@ -9,7 +9,13 @@ from pydantic import TypeAdapter
 from sgc_experiments.choices import choices
 from sgc_experiments.classifier_settings import ClassifierSettings
 from sgc_experiments.command_line import parse
-from sgc_experiments.config import EvaluateConfig, FewshotConfig, TrainConfig, resolve_defaults
+from sgc_experiments.config import (
+    BaselineConfig,
+    EvaluateConfig,
+    FewshotConfig,
+    TrainConfig,
+    resolve_defaults,
+)
 from sgc_experiments.data import CLASSES
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments import CONFIGS
@@ -25,6 +31,8 @@ from sgc_experiments.training_settings import TrainingSettings
         (["--image_size", "abc"], ["image_size=abc", "integer", "auto"]),
         (["--image_size", "50"], ["image_size=50", "multiple of 8"]),
         (["--datset", "x"], ["'datset'", "did you mean dataset?"]),
+        (["--model", "majority", "--unlabelled", "rest"], ["unlabelled", "model=majority"]),
+        (["--weights", "weights.safetensors"], ["weights", "model=sgc"]),
         (["--dataset", "mnist"], ["dataset=mnist", "phantom", "vindr_mammo"]),
         (["--beta_min", "30"], ["beta_max must be larger than beta_min"]),
         (["--log_snr_knots", "3,4"], ["log_snr_knots must be two or more falling numbers"]),
@@ -43,6 +51,13 @@ def test_a_mistake_is_named_in_one_sentence(arguments, words):
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert message[-1] in ".?"
+
+
+def test_a_baseline_takes_of_the_parameters_what_is_for_it():
+    arguments = ["--models", "sgc,resnet18", "--unlabelled", "rest", "--pretrained", "true"]
+    both = parse(BaselineConfig, arguments)
+    assert (both.of("sgc").unlabelled, both.of("sgc").pretrained) == ("rest", False)
+    assert (both.of("resnet18").unlabelled, both.of("resnet18").pretrained) == (None, True)
 
 
 def test_all_mistakes_are_listed_at_once():

@@ -21,7 +21,7 @@ from sgc_experiments.batches import BatchOrder, from_model_range, to_model_range
 from sgc_experiments.checkpoint import load_checkpoint, save_checkpoint
 from sgc_experiments.errors import UserError
 from sgc_experiments.training import ImageSet, TrainingDiverged, TrainingSettings, train
-from sgc_experiments.training_settings import has_fast_bf16
+from sgc_experiments.training_settings import choose_device, has_fast_bf16
 
 SETTINGS = TrainingSettings(
     budget="steps:12", batch_size=4, validate_every=4, checkpoint_every=3, progress=False
@@ -489,3 +489,8 @@ def test_grouped_convolutions_keep_full_precision_on_a_cpu_alone():
     capabilities = torch.cpu.get_capabilities()
     hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     assert has_fast_bf16(cpu, plain) == hardware
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="device=cuda:77 is not there"):
+        choose_device("cuda:77")

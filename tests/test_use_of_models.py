@@ -138,6 +138,7 @@ def test_probabilities_are_for_the_prevalence_that_is_wanted(store, trained, com
         ({"model_uri": MODEL, "subset": "train"}, "no patient whom the model has not seen"),
         ({"model_uri": MODEL, "image_size": 48}, "contradicts the model"),
         ({"model_uri": "models:/nothing@champion"}, "NAME is one of sgc-phantom"),
+        ({"model_uri": "http://127.0.0.1:9/model"}, "NAME is one of sgc-phantom"),
         ({}, "model_uri is missing"),
     ],
 )

@@ -47,7 +47,8 @@ class DataConfig(Config):
         "benign", description="what INbreast images of BI-RADS 3 count as"
     )
     abnormality: Literal["all", "mass", "calc"] = Field(
-        "all", description="which CBIS-DDSM abnormalities to show; any malignant one decides the label"
+        "all",
+        description="which CBIS-DDSM abnormalities to show; for the label all of them count",
     )
     on_leak: Literal["drop_test", "drop_train", "error"] = Field(
         "drop_test",

@@ -239,6 +239,13 @@ class TrainConfig(FitConfig):
     )
     processes: Processes = 1
 
+    @model_validator(mode="after")
+    def _parameters_are_of_the_model(self) -> TrainConfig:
+        for name in _not_of(self.model):
+            if getattr(self, name) != FitConfig.model_fields[name].default:
+                raise ValueError(f"{name} is not for model={self.model}")
+        return self
+
 
 class BaselineConfig(FitConfig):
     """Fit several models on the same split and compare them."""
@@ -259,8 +266,13 @@ class BaselineConfig(FitConfig):
         return self
 
     def of(self, model: str) -> TrainConfig:
-        """The configuration of one of the models."""
-        return TrainConfig(**self.model_dump(exclude={"models"}), model=model)
+        """The configuration of one of the models, with what is for models like it."""
+        return TrainConfig(**self.model_dump(exclude={"models", *_not_of(model)}), model=model)
+
+
+def _not_of(model: str) -> tuple[str, ...]:
+    """Parameters that would not change how a model is fitted, though one might expect it."""
+    return ("pretrained", "weights") if model == GENERATIVE_MODEL else ("init_from", "unlabelled")
 
 
 DataConfigT = TypeVar("DataConfigT", bound=DataConfig)

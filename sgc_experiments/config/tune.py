@@ -106,6 +106,8 @@ class TuneConfig(FitConfig):
                 f"pruner={self.pruner} stops trials by one objective: use objective=auc or "
                 "objective=bits_per_dim, or pruner=none"
             )
+        if self.pretrained or self.weights:
+            raise ValueError(f"pretrained and weights are not for {GENERATIVE_MODEL}")
         search_space(self.search, TrainConfig.model_fields)
         return self
 
