@@ -52,8 +52,7 @@ def run_folder(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> I
     relevant = {name: value for name, value in config.items() if name not in beside}
     runs = cache_dir / "runs"
     try:
-        runs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([relevant, identity, _identity(runs)], sort_keys=True)
+        text = json.dumps([relevant, identity, cache_identity(cache_dir)], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         name, lock = _first_free(runs, key)
     except OSError as error:
@@ -79,8 +78,10 @@ def discard(folder: RunFolder) -> None:
     shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _identity(runs: Path) -> str:
+def cache_identity(cache_dir: Path) -> str:
     """A random text that makes this cache differ from those of other machines."""
+    runs = cache_dir / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
     path = runs / "identity"
     while not path.exists():
         temporary = runs / f".identity.{secrets.token_hex(4)}"

@@ -126,6 +126,33 @@ def test_no_cell_is_computed_twice_and_the_killed_run_goes_on(study):
     assert len(_cells(study, "FAILED")) == 4
 
 
+def test_what_another_machine_is_at_is_left_alone_and_what_it_has_finished_taken_over(
+    new_store, tmp_path, monkeypatch
+):
+    """Machines share the server, not the cache."""
+    one_cell = _arguments(models="majority", sizes="all", seeds="0")
+    fewshot_ablation.main(one_cell)
+    begun = [run.info.run_id for run in (*_parents(new_store), *_cells(new_store))]
+    for run_id in begun:  # as of a process that has not come to its end, or never will
+        new_store.client.update_run(run_id, status="RUNNING")
+    before = [new_store.client.get_run(run_id).to_dictionary() for run_id in begun]
+    there = tmp_path / "there"
+    shutil.copytree(new_store.cache, there, ignore=shutil.ignore_patterns("runs", "locks"))
+    monkeypatch.setenv("SGC_CACHE_DIR", str(there))
+    fewshot_ablation.main(one_cell)
+    assert [new_store.client.get_run(run_id).to_dictionary() for run_id in begun] == before
+    (parent,) = (run for run in _parents(new_store) if run.info.run_id not in begun)
+    (cell,) = (run for run in _cells(new_store) if run.info.run_id not in begun)
+    assert cell.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    monkeypatch.setenv("SGC_CACHE_DIR", str(new_store.cache))
+    fewshot_ablation.main(one_cell)
+    assert len(new_store.runs()) == 4
+    parent, lost = (new_store.client.get_run(run_id).info for run_id in begun)
+    assert (parent.status, lost.status) == ("FINISHED", "KILLED")
+    (row,) = _csv(new_store.client.get_run(parent.run_id), "cells").itertuples()
+    assert row.run_id == cell.info.run_id
+
+
 def test_subsets_are_nested_and_share_the_test_patients(store):
     by_seed = {}
     for run in _cells(store, "FINISHED"):

@@ -2,7 +2,8 @@
 
 A cell runs in a process of its own. It is known by its key: a digest of everything that decides on
 its numbers. A finished cell is never fitted again, whichever ablation it belongs to; one that was
-broken off goes on in its run, from its last checkpoint.
+broken off on this machine goes on in its run, from its last checkpoint. On another machine it is
+begun anew, since nothing tells there whether it is still at work.
 """
 
 from __future__ import annotations
@@ -123,21 +124,18 @@ def run_cell(job: CellJob) -> CellResult:
         job.store.enter()
         lock = job.cell.config.cache_dir / "locks" / f"{job.cell.key}.lock"
         with locked(lock):
-            past = runs_of_cell(job)
-            done = [run for run in past if run.status == "FINISHED"]
-            broken_off = [run for run in past if run.status in UNFINISHED]
+            done = [run for run in runs_of_cell(job) if run.status == "FINISHED"]
             if done:
                 return CellResult(done[0].run_id, time.monotonic() - started)
-            resumed = broken_off[-1].run_id if broken_off else ""
             with start_run(
                 job.cell.name,
                 job.cell.tags() | {"commit": job.commit},
                 config=job.cell.config,
-                run_id=resumed,
                 parent=job.parent,
                 system_metrics=False,
             ) as run:
                 run_id = run.run_id
+                run.show_below(job.parent)  # also if another ablation has begun it
                 run.log_config(job.cell.config.model_dump())
                 run.log_environment()
                 # Of the ablation, by which the cell is found, even if files are edited meanwhile.
@@ -163,7 +161,12 @@ def runs_of_cell(job: CellJob) -> list[PastRun]:
 def fail_dead_cell(job: CellJob, cause: str) -> CellResult:
     """End the run of a cell whose process died."""
     reason = f"the cell's process died ({cause}); there may not have been enough memory"
-    open_runs = [run.run_id for run in runs_of_cell(job) if run.status in UNFINISHED]
+    open_runs = [
+        run.run_id
+        for run in runs_of_cell(job)
+        # Another ablation's may be alive.
+        if run.status in UNFINISHED and run.tags["mlflow.parentRunId"] == job.parent
+    ]
     for run_id in open_runs:
         end_run(run_id, "FAILED", {"failure_reason": reason})
     return CellResult(open_runs[-1] if open_runs else "", float("nan"), reason)

@@ -29,10 +29,13 @@ from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
 from sgc_experiments.model_registry import pinned
 from sgc_experiments.past_runs import earlier_runs
+from sgc_experiments.resumption import cache_identity
 from sgc_experiments.tracking import (
+    LOST,
     Store,
     TrackedRun,
     commit,
+    end_lost_run,
     end_run,
     move_run,
     start_run,
@@ -103,6 +106,7 @@ def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
         gpu=gpu,
         retry_failed=config.retry_failed,
     )
+    _end_lost_cells(run)
     run.set_tags({"n_cells": len(cells), "n_failed_cells": len(failed)})
     if not finished:
         raise UserError(
@@ -121,12 +125,14 @@ def _check_start(uri: str, dataset: ImageDataset) -> None:
 
 
 def _study_key(config: FewshotConfig) -> str:
-    text = json.dumps(config.model_dump(mode="json", exclude=_HOW), sort_keys=True)
+    """A digest of the ablation, and of the cache: on another machine, it may still be at work."""
+    relevant = config.model_dump(mode="json", exclude=_HOW)
+    text = json.dumps([relevant, cache_identity(config.cache_dir)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _unfinished(key: str) -> list[str]:
-    """Runs of the same ablation that were broken off, oldest first."""
+    """Runs of the same ablation that were broken off on this machine, oldest first."""
     tags = {"study_key": key, "commit": commit()}
     runs = earlier_runs(None, tags=tags)
     return [
@@ -139,3 +145,10 @@ def _replace(earlier: str, run: TrackedRun) -> None:
     for cell in earlier_runs(run.experiment_id, tags={"mlflow.parentRunId": earlier}):
         move_run(cell.run_id, run.run_id)
     end_run(earlier, "KILLED", {"continued_by": run.run_id})
+
+
+def _end_lost_cells(run: TrackedRun) -> None:
+    """End the runs of cells that were broken off and then fitted on another machine."""
+    for cell in earlier_runs(run.experiment_id, tags={"mlflow.parentRunId": run.run_id}):
+        if cell.status == "RUNNING":
+            end_lost_run(cell.run_id, {"failure_reason": LOST})
