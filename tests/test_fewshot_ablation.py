@@ -296,6 +296,16 @@ def test_skew_is_an_axis_of_its_own(new_store):
     assert len(curve_from_registry("phantom", prevalence="0.3")) == 4
 
 
+def test_skew_is_reported_without_a_reference_that_has_no_result(new_store):
+    grid = {"models": "inception_v3,majority", "sizes": "14", "seeds": "0"}
+    fewshot_ablation.main(_arguments(**grid, prevalence="0.3,0.5"))
+    (parent,) = _parents(new_store)
+    assert parent.info.status == "FINISHED"
+    assert set(_csv(parent, "skew")["model"]) == {"majority"}
+    logged = {file.path for file in new_store.client.list_artifacts(parent.info.run_id)}
+    assert "skew_differences.csv" not in logged
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -377,6 +387,9 @@ def test_unlabelled_and_transferred_models_are_variants_and_nobody_is_unlabelled
     sizes = {m: {c.n_patients for c in cells if c.model == m} for m in config.models}
     assert sizes["sgc"] == sizes["sgc_transfer"] == sizes["sgc_unlabelled"] | {everyone}
     assert everyone not in sizes["sgc_unlabelled"]
+    nothing = parse(FewshotConfig, ["--models", "sgc_unlabelled", "--sizes", "all"])
+    with pytest.raises(UserError, match="The grid has no cell"):
+        plan_cells(resolve_defaults(nothing, gpu=False), dataset, gpu=False)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 
 from sgc_experiments.config import FewshotConfig, resolve_defaults
 from sgc_experiments.data import ImageDataset
+from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.ablation_cell import (
     Cell,
     CellJob,
@@ -52,7 +53,7 @@ def plan_cells(config: FewshotConfig, dataset: ImageDataset, *, gpu: bool) -> li
     """All cells of the grid, in the order in which they are fitted: a whole curve seed by seed.
 
     Raises:
-        UserError: a size that the patients do not allow.
+        UserError: a size that the patients do not allow, or no cell is left.
     """
     manifest = split_images(config, dataset).manifest
     everyone = manifest.loc[manifest["subset"] != "test", "patient"].nunique()
@@ -73,6 +74,11 @@ def plan_cells(config: FewshotConfig, dataset: ImageDataset, *, gpu: bool) -> li
                     train_config = train_config.model_copy(update={"n_patients": n})
                     key = cell_key(model, train_config, dataset.digest)
                     cells[key] = Cell(model, n, n / everyone, seed, prevalence, train_config, key)
+    if not cells:
+        raise UserError(
+            "The grid has no cell, since sizes leaves no patient to learn from without a label: "
+            "add a smaller one, or a model other than sgc_unlabelled."
+        )
     return list(cells.values())
 
 

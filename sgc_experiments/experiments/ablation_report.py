@@ -81,15 +81,7 @@ def publish(
     tables = _tables(curves, reference, config.targets)
     skew = _skew(config, finished, tests, **options)
     if skew:
-        size, by_metric = skew
-        tables["skew"] = (
-            pd.concat([c.table() for c in by_metric.values()])
-            .rename(columns={"size": "prevalence"})
-            .assign(size=size)
-        )
-        tables["skew_differences"] = _differences(by_metric, reference).rename(
-            columns={"size": "prevalence"}
-        )
+        tables |= _skew_tables(*skew, reference)
     tables["cells"] = _cell_table(finished, failed)
     drawn = _figures(curves, skew, tables)
     findings = ablation_findings.sentences(curves, tables, reference, failed)
@@ -176,11 +168,17 @@ def _skew(
     return size, _by_metric(cells, **options)
 
 
-def _differences(by_metric: dict[str, LearningCurves], reference: str) -> pd.DataFrame:
-    parts = [
-        curves.differences(reference) for curves in by_metric.values() if reference in curves.models
-    ]
-    return pd.concat(parts, ignore_index=True)
+def _skew_tables(
+    size: int, by_metric: dict[str, LearningCurves], reference: str
+) -> dict[str, pd.DataFrame]:
+    axis = {"size": "prevalence"}
+    found = list(by_metric.values())
+    tables = {"skew": pd.concat([one.table() for one in found]).rename(columns=axis)}
+    tables["skew"] = tables["skew"].assign(size=size)
+    if reference in found[0].models:  # else none of its cells has a result
+        differences = pd.concat([one.differences(reference) for one in found], ignore_index=True)
+        tables["skew_differences"] = differences.rename(columns=axis)
+    return tables
 
 
 def _tables(
