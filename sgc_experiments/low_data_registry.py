@@ -16,7 +16,8 @@ test_average_precision      of the cell
 curve_auc                   mean over seeds, with curve_auc_low and curve_auc_high (hierarchical
                             bootstrap); the same for curve_average_precision
 curve_seeds                 number of seeds behind it
-split_digest, data_digest   of the images, and who was in which subset
+split_digest, data_digest   of who was in which subset, and of the images
+whole_split_digest          of the split that the cell's patients are drawn from
 ablation_run_id             the latest ablation that counts the version
 cell_run_id                 the run that fitted it
 ==========================  ================================================================
@@ -24,6 +25,7 @@ cell_run_id                 the run that fitted it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -84,37 +86,49 @@ def alias_of(n_patients: str, prevalence: str) -> str:
 
 
 def publish_cells(
-    name: str, cells: Sequence[CellVersion], *, ablation: str, description: str
+    name: str, cells: Sequence[CellVersion], *, ablation: str, split_digest: str, description: str
 ) -> None:
     """Register a model's cells, point an alias at the best of each size, and describe the model.
 
-    A cell that is registered already keeps its version; its tags are brought up to date.
+    A cell that is registered already keeps its version; its tags are brought up to date. The best
+    is that of all ablations under one split.
 
     Args:
         name: of the registered model, `low_data_name`.
         cells: the finished cells of one model.
         ablation: the run of the ablation.
+        split_digest: of the whole split that the cells' patients are drawn from.
         description: markdown, the table of the ablation.
     """
     client = MlflowClient()
     known = {version.tags.get("cell_run_id"): version for version in _versions(f"name='{name}'")}
-    best: dict[str, tuple[float, str]] = {}
     for cell in cells:
-        tags = cell.tags(ablation)
+        tags = cell.tags(ablation) | {"whole_split_digest": split_digest}
         version = known.get(cell.run.run_id)
         if version is None:
-            version = mlflow.register_model(cell.run.tags["model_uri"], name, tags=tags)
+            mlflow.register_model(cell.run.tags["model_uri"], name, tags=tags)
         else:
             changed = {k: v for k, v in tags.items() if version.tags.get(k) != v}
             for key, value in changed.items():
                 client.set_model_version_tag(name, version.version, key, value)
-        alias = alias_of(tags["n_patients"], tags["prevalence"])
-        score = float(tags.get("val_auc", "nan"))
-        if alias not in best or score > best[alias][0]:
-            best[alias] = score, str(version.version)
-    for alias, (_, number) in best.items():
-        added(partial(client.set_registered_model_alias, name, alias, number))
+    rivals: dict[str, list[ModelVersion]] = {}
+    for version in _versions(f"name='{name}'"):
+        if version.tags.get("whole_split_digest") == split_digest:
+            rivals.setdefault(_alias(version.tags), []).append(version)
+    for alias in {_alias(cell.run.tags) for cell in cells}:
+        best = max(rivals[alias], key=_val_auc)
+        added(partial(client.set_registered_model_alias, name, alias, str(best.version)))
     client.update_registered_model(name, description)
+
+
+def _alias(tags: Mapping[str, str]) -> str:
+    return alias_of(tags["n_patients"], tags["prevalence"])
+
+
+def _val_auc(version: ModelVersion) -> tuple[float, int]:
+    """By which versions are ranked: the older of two equals wins, and any result over none."""
+    value = float(version.tags.get("val_auc", "nan"))
+    return -math.inf if math.isnan(value) else value, -int(version.version)
 
 
 def low_data_versions(dataset: str, *, ablation: str = "") -> pd.DataFrame:

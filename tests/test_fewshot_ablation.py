@@ -22,7 +22,14 @@ from sgc_experiments.config import FewshotConfig, resolve_defaults
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments import fewshot_ablation, train
 from sgc_experiments.experiments.ablation_grid import plan_cells
-from sgc_experiments.low_data_registry import alias_of, curve_from_registry, low_data_versions
+from sgc_experiments.low_data_registry import (
+    CellVersion,
+    alias_of,
+    curve_from_registry,
+    low_data_versions,
+    publish_cells,
+)
+from sgc_experiments.past_runs import PastRun
 from tests.conftest import SMALL
 from tests.data.test_splits import image_table
 from tests.mlflow_ui import browser_on
@@ -398,6 +405,39 @@ def test_unlabelled_and_transferred_models_are_variants_and_nobody_is_unlabelled
 )
 def test_aliases_name_size_and_skew(prevalence, alias):
     assert alias_of("50", prevalence) == alias
+
+
+def test_an_alias_marks_the_best_version_of_all_ablations_under_its_split(new_store):
+    tags = dict.fromkeys(
+        ("model", "dataset", "seed", "n_train_patients", "fraction", "split_digest", "data_digest"),
+        "0",
+    ) | {"n_patients": "20", "prevalence": "natural", "model_uri": f"file://{new_store.folder}"}
+    marked = []
+    for ablation, (split, results) in enumerate(
+        [
+            ("one", [None, 0.5]),
+            ("one", [0.2]),  # the same command with another seed
+            ("one", [0.5, 0.7]),
+            ("other", [0.1]),
+            ("one", [0.6]),
+        ]
+    ):
+        cells = [
+            CellVersion(
+                PastRun(
+                    f"{ablation}-{number}", "FINISHED", "cell", tags, {},
+                    {} if result is None else {"val_auc": result},
+                ),
+                {},
+            )
+            for number, result in enumerate(results)
+        ]  # fmt: skip
+        publish_cells(
+            "model", cells, ablation=str(ablation), split_digest=split, description="table"
+        )
+        best = new_store.client.get_model_version_by_alias("model", "n20")
+        marked.append(best.tags.get("val_auc"))
+    assert marked == ["0.5", "0.5", "0.7", "0.1", "0.7"]
 
 
 def test_the_ui_shows_the_study_its_cells_and_the_registry(study):

@@ -64,7 +64,12 @@ class Curves(NamedTuple):
 
 
 def publish(
-    run: TrackedRun, config: FewshotConfig, finished: Sequence[Finished], failed: Sequence[Failed]
+    run: TrackedRun,
+    config: FewshotConfig,
+    finished: Sequence[Finished],
+    failed: Sequence[Failed],
+    *,
+    split_digest: str,
 ) -> None:
     """Log tables, figures and the page to the ablation's run, and register the cells.
 
@@ -73,6 +78,7 @@ def publish(
         config: of the ablation, resolved.
         finished: cells with a result; at least one.
         failed: the others.
+        split_digest: of the whole split.
     """
     reference = config.reference or config.models[0]
     options = Resampling(n_bootstrap=config.bootstrap, seed=config.seed)
@@ -105,7 +111,7 @@ def publish(
     run.describe(text)
     logger.info("%s", text)
     if config.register_model:
-        _register(run, config, finished, curves)
+        _register(run, config, finished, curves, split_digest)
 
 
 def _test_predictions(one: Finished) -> pd.DataFrame:
@@ -268,7 +274,11 @@ def _figures(
 
 
 def _register(
-    run: TrackedRun, config: FewshotConfig, finished: Sequence[Finished], curves: Sequence[Curves]
+    run: TrackedRun,
+    config: FewshotConfig,
+    finished: Sequence[Finished],
+    curves: Sequence[Curves],
+    split_digest: str,
 ) -> None:
     points = _points(curves)
     for model in config.models:
@@ -280,7 +290,9 @@ def _register(
         if cells:
             name = low_data_name(model, config.dataset)
             text = _description(model, config, curves)
-            publish_cells(name, cells, ablation=run.run_id, description=text)
+            publish_cells(
+                name, cells, ablation=run.run_id, split_digest=split_digest, description=text
+            )
             logger.info("registered %s: %d versions", name, len(cells))
 
 

@@ -112,7 +112,7 @@ def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
         raise UserError(
             f"No cell of the grid has a result; the first failed because {failed[0].reason}"
         )
-    ablation_report.publish(run, config, finished, failed)
+    ablation_report.publish(run, config, finished, failed, split_digest=full.digest)
 
 
 def _check_start(uri: str, dataset: ImageDataset) -> None:
