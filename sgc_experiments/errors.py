@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from pathlib import Path
 
 # Absolute, and not what follows a scheme or a word: models:/NAME, and/or.
 _PATH = re.compile(r"(?<![\w/:.])~?/(?:[^\s/]*/)*[^\s/,;:'\")]+")
@@ -23,6 +24,14 @@ class Outage(UserError):  # noqa: N818 - an event, named as such
 def without_paths(text: str) -> str:
     """A message for others to read: where files lie can tell of whom they are."""
     return _PATH.sub("…", text)
+
+
+def unwritable(folder: Path, error: OSError) -> Outage:
+    """What to tell the user when the operating system does not let a folder be written."""
+    return Outage(
+        f"The folder {folder} cannot be written ({error.strerror}); free some space, or set "
+        "cache_dir to another folder."
+    )
 
 
 def trace_without_messages(error: BaseException) -> str:

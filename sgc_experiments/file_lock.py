@@ -7,7 +7,7 @@ import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sgc_experiments.errors import UserError
+from sgc_experiments.errors import UserError, unwritable
 
 
 @contextlib.contextmanager
@@ -23,9 +23,14 @@ def locked(
 
     Raises:
         UserError: another process holds it, and there is a refusal.
+        Outage: its folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

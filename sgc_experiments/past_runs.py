@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from sgc_experiments.delivery import is_outage, outage
 from sgc_experiments.errors import UserError
 
 # A bar per table would hide the log.
@@ -93,13 +94,22 @@ def earlier_runs(experiment_id: str | None, *, tags: Mapping[str, str]) -> list[
     Args:
         experiment_id: of MLflow; None: the one that a new run would belong to.
         tags: that the runs must have.
+
+    Raises:
+        Outage: the tracking server is gone.
     """
-    found = mlflow.search_runs(
-        None if experiment_id is None else [experiment_id],
-        filter_string=" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
-        order_by=["attributes.start_time ASC"],
-        output_format="list",
-    )
+    conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    try:
+        found = mlflow.search_runs(
+            None if experiment_id is None else [experiment_id],
+            filter_string=" and ".join(conditions),
+            order_by=["attributes.start_time ASC"],
+            output_format="list",
+        )
+    except Exception as error:
+        if is_outage(error):
+            raise outage() from None
+        raise
     return [past_run(run) for run in found]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from sgc_experiments.errors import Outage
+from sgc_experiments.errors import unwritable
 
 # Where things lie changes no result, nor does the number of processes.
 _BESIDE_THE_RESULT = frozenset({"cache_dir", "config", "processes"})
@@ -50,16 +50,13 @@ def run_folder(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> I
     if config.get("dataset") == "phantom":  # whose default depends on the working folder
         beside |= {"data_dir"}
     relevant = {name: value for name, value in config.items() if name not in beside}
+    text = json.dumps([relevant, identity, cache_identity(cache_dir)], sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
     runs = cache_dir / "runs"
     try:
-        text = json.dumps([relevant, identity, cache_identity(cache_dir)], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:24]
         name, lock = _first_free(runs, key)
     except OSError as error:
-        raise Outage(
-            f"The folder {cache_dir} cannot be written ({error.strerror}); free some space, or set "
-            "cache_dir to another folder."
-        ) from None
+        raise unwritable(cache_dir, error) from None
     with lock:
         yield RunFolder(name, runs / name)
 
@@ -79,17 +76,24 @@ def discard(folder: RunFolder) -> None:
 
 
 def cache_identity(cache_dir: Path) -> str:
-    """A random text that makes this cache differ from those of other machines."""
+    """A random text that makes this cache differ from those of other machines.
+
+    Raises:
+        Outage: The folder cannot be written.
+    """
     runs = cache_dir / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
     path = runs / "identity"
-    while not path.exists():
-        temporary = runs / f".identity.{secrets.token_hex(4)}"
-        temporary.write_text(secrets.token_hex(16), encoding="utf-8")
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            os.link(temporary, path)
-        temporary.unlink()
-    return path.read_text(encoding="utf-8")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        while not path.exists():
+            temporary = runs / f".identity.{secrets.token_hex(4)}"
+            temporary.write_text(secrets.token_hex(16), encoding="utf-8")
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(temporary, path)
+            temporary.unlink()
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise unwritable(cache_dir, error) from None
 
 
 def _first_free(runs: Path, key: str) -> tuple[str, TextIO]:

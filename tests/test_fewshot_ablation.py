@@ -19,7 +19,7 @@ import pytest
 from sgc_experiments import figures
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import FewshotConfig, resolve_defaults
-from sgc_experiments.errors import UserError
+from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.experiments import fewshot_ablation, train
 from sgc_experiments.experiments.ablation_grid import plan_cells
 from sgc_experiments.low_data_registry import (
@@ -332,6 +332,22 @@ def test_skew_is_reported_without_a_reference_that_has_no_result(new_store):
 def test_a_grid_that_makes_no_sense_is_refused_in_one_sentence(arguments, words):
     with pytest.raises(UserError, match=words):
         parse(FewshotConfig, arguments)
+
+
+@pytest.mark.parametrize("in_the_way", ["runs", "locks"])
+def test_a_cache_that_cannot_be_written_is_one_sentence(new_store, in_the_way):
+    cache = new_store.folder / "cache"
+    cache.mkdir()
+    (cache / in_the_way).write_text("a file, not a folder")
+    with pytest.raises(Outage, match=r"cannot be written \(.+\); .* set cache_dir"):
+        fewshot_ablation.main(_arguments(cache_dir=str(cache)))
+
+
+def test_a_tracking_server_that_is_away_is_one_sentence(new_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://127.0.0.1:1")
+    with pytest.raises(Outage, match=r"http://127\.0\.0\.1:1 does not answer"):
+        fewshot_ablation.main(_arguments())
 
 
 def test_a_size_that_the_patients_do_not_allow_fails_with_the_numbers(new_store):
