@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from sgc_experiments.experiments import worker_processes
 from sgc_experiments.experiments.worker_processes import WorkerDied, run_in_processes
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,32 @@ def test_no_process_is_left_when_the_caller_has_enough():
     assert set(psutil.Process().children()) > before
     results.close()
     assert not [p for p in set(psutil.Process().children()) - before if _works(p)]
+
+
+def test_an_idle_worker_that_is_stopped_while_it_ends_says_nothing(capfd):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_serve_and_be_stopped_late, args=(theirs,))
+    worker.start()
+    theirs.close()
+    ours.send(work)
+    ours.close()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
+def _serve_and_be_stopped_late(connection):
+    """Serve; the caller's signal comes at the last moment at which it is not yet left to kill."""
+    set_handler = signal.signal
+
+    def stopped_before(number, handler):
+        if (number, handler) == (signal.SIGTERM, signal.SIG_DFL):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return set_handler(number, handler)
+
+    signal.signal = stopped_before
+    worker_processes._serve(connection, 1)
 
 
 def _works(process):

@@ -139,10 +139,12 @@ def _serve(connection: Connection, threads: int) -> None:
     threading.Thread(target=end_with_the_caller, daemon=True).start()
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-        work = connection.recv()
-        while True:
-            connection.send(work(connection.recv()))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be put in order
+        try:
+            work = connection.recv()
+            while True:
+                connection.send(work(connection.recv()))
+        finally:  # nothing is left to be put in order; a caller stops idle processes just now
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
