@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelStatus, RunTag
 from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
@@ -29,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ParamSchema, ParamSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from sgc_experiments.delivery import MetricSender
 
@@ -78,7 +79,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrackedRun:
-    """The active MLflow run, in the vocabulary of the experiments.
+    """One MLflow run, in the vocabulary of the experiments.
+
+    The run that is open in this process, or that of another, which is logged into as it is: only
+    inputs and models need a run that is open.
 
     Attributes:
         run_id: of MLflow.
@@ -107,13 +111,15 @@ class TrackedRun:
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the resolved configuration, as params ``config.*`` and as a file to run again."""
         shown = {name: value for name, value in config.items() if name not in _NOT_LOGGED}
-        mlflow.log_params({f"config.{name}": _param(value) for name, value in shown.items()})
+        params = {f"config.{name}": _param(value) for name, value in shown.items()}
+        mlflow.log_params(params, run_id=self.run_id)
         self.log_parameters(config, "config")
 
     def log_parameters(self, config: Mapping[str, Any], name: str) -> None:
         """Log a configuration as ``<name>.yaml``, which the command line takes as ``config=``."""
         shown = {key: value for key, value in config.items() if key not in _NOT_LOGGED}
-        mlflow.log_text(yaml.safe_dump(_plain(shown), sort_keys=False), f"{name}.yaml")
+        text = yaml.safe_dump(_plain(shown), sort_keys=False)
+        mlflow.log_text(text, f"{name}.yaml", run_id=self.run_id)
 
     def log_environment(self) -> None:
         """Log package versions, Python, the platform and the commit."""
@@ -124,8 +130,9 @@ class TrackedRun:
             "cpu_count": os.cpu_count(),
             "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
         }
-        mlflow.log_text(json.dumps(environment, indent=2), "environment.json")
-        mlflow.set_tag("commit", commit())
+        text = json.dumps(environment, indent=2)
+        mlflow.log_text(text, "environment.json", run_id=self.run_id)
+        self.set_tags({"commit": commit()})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log finite metrics; a metric that does not exist (NaN) is left out.
@@ -139,26 +146,28 @@ class TrackedRun:
             return
         new = {name: value for name, value in finite.items() if name not in self._logged}
         if new:
-            mlflow.log_metrics(new, step=step)
+            mlflow.log_metrics(new, step=step, run_id=self.run_id)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Log a figure as ``figures/<name>.png``."""
-        mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 110})
+        path = f"figures/{name}.png"
+        MlflowClient().log_figure(self.run_id, figure, path, save_kwargs={"dpi": 110})
 
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Log a table as ``<name>.csv``."""
-        mlflow.log_text(table.to_csv(index=False, lineterminator="\n"), f"{name}.csv")
+        text = table.to_csv(index=False, lineterminator="\n")
+        mlflow.log_text(text, f"{name}.csv", run_id=self.run_id)
 
     def log_parquet(self, table: pd.DataFrame, name: str) -> None:
         """Log a table as ``<name>.parquet``, with its types."""
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / f"{name}.parquet"
             table.to_parquet(path, index=False)
-            mlflow.log_artifact(str(path))
+            mlflow.log_artifact(str(path), run_id=self.run_id)
 
     def log_page(self, html: str, name: str) -> None:
         """Log a page as ``<name>.html``."""
-        mlflow.log_text(html, f"{name}.html")
+        mlflow.log_text(html, f"{name}.html", run_id=self.run_id)
 
     def log_input(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
         """Log one subset as a dataset input; only pseudonyms and labels are in ``table``."""
@@ -170,15 +179,16 @@ class TrackedRun:
 
     def show_below(self, run_id: str) -> None:
         """Let the UI list this run below another."""
-        mlflow.set_tag("mlflow.parentRunId", run_id)
+        self.set_tags({MLFLOW_PARENT_RUN_ID: run_id})
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags; values become strings."""
-        mlflow.set_tags({name: str(value) for name, value in tags.items()})
+        texts = [RunTag(name, str(value)) for name, value in tags.items()]
+        MlflowClient().log_batch(self.run_id, tags=texts)
 
     def describe(self, markdown: str) -> None:
         """Set the description that the MLflow UI shows at the top of the run."""
-        mlflow.set_tag("mlflow.note.content", markdown)
+        MlflowClient().set_tag(self.run_id, MLFLOW_RUN_NOTE, markdown)
 
     def flush(self) -> None:
         """Wait until the metrics of all steps are sent.
@@ -205,7 +215,14 @@ class TrackedRun:
             os.environ[MLFLOW_HTTP_REQUEST_TIMEOUT.name] = "5"
         self.set_tags({REASON: reason})
         if self.folder and not resumable:
-            mlflow.delete_tag(RESUME_KEY)
+            MlflowClient().delete_tag(self.run_id, RESUME_KEY)
+
+    def finish(self) -> None:
+        """End a run that is not open in this process and whose work is done, however it ended."""
+        client = MlflowClient()
+        if REASON in client.get_run(self.run_id).data.tags:
+            client.delete_tag(self.run_id, REASON)
+        client.set_terminated(self.run_id)
 
     def log_classifier(
         self,

@@ -104,7 +104,8 @@ def start_run(
             one it keeps nothing on this machine.
         nested: below the run that is open.
         run_id: of a run to go on with; "" looks for one by ``config``, or makes one.
-        parent: below this run, which another process holds open.
+        parent: below this run, which another process holds open; with ``nested``, in place of the
+            one that is open here.
         system_metrics: whether to record the load of the machine.
 
     Raises:
@@ -114,7 +115,8 @@ def start_run(
     with ExitStack() as stack:
         run = None
         try:
-            folder = _hold_folder(stack, config, texts, nested=nested) if config else None
+            above = (parent or open_run().info.run_id) if nested else None
+            folder = _hold_folder(stack, config, texts, parent=above) if config else None
             unfinished = run_id
             if folder and not run_id:
                 unfinished = _unfinished_run(folder, nested=nested)
@@ -122,13 +124,15 @@ def start_run(
                 run_id=unfinished or None,
                 run_name=None if "MLFLOW_RUN_ID" in os.environ else name,
                 nested=nested,
-                parent_run_id=parent,
+                parent_run_id=None if nested else parent,
                 tags=texts | ({RESUME_KEY: folder.key} if folder else {}),
                 log_system_metrics=system_metrics,
             )
             run = TrackedRun(active.info.run_id, active.info.experiment_id)
             if REASON in active.data.tags:  # of the attempt that is gone on with
                 mlflow.delete_tag(REASON)
+            if nested and parent:  # which MLflow allows for the open run only
+                run.show_below(parent)
             if folder:
                 if not unfinished:
                     empty(folder)
@@ -149,11 +153,11 @@ def start_run(
 
 
 def _hold_folder(
-    stack: ExitStack, config: DataConfig, tags: Mapping[str, str], *, nested: bool
+    stack: ExitStack, config: DataConfig, tags: Mapping[str, str], *, parent: str | None
 ) -> RunFolder:
     identity = dict(tags) | {"commit": commit(), "tracking_uri": mlflow.get_tracking_uri()}
-    if nested:
-        identity["parent"] = open_run().info.run_id
+    if parent:
+        identity["parent"] = parent
     dumped = config.model_dump(mode="json")
     return stack.enter_context(run_folder(config.cache_dir, dumped, **identity))
 

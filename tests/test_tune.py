@@ -203,7 +203,8 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     study.study.pruner = optuna.pruners.ThresholdPruner(lower=2.0)
     data = load_data(config)
     with start_run("study", {}) as run:
-        study.work(partial(run_trial, config=config, study=study, data=data), lambda trial: None)
+        objective = partial(run_trial, config=config, study=study, data=data, parent=run.run_id)
+        study.work(objective, lambda trial: None)
     (trial,) = study.study.trials
     assert trial.state == TrialState.PRUNED
     (pruned,) = runs_of(workspace, "trial")
@@ -213,6 +214,55 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     assert pruned.data.tags["mlflow.parentRunId"] == run.run_id
     curve = workspace.client.get_metric_history(pruned.info.run_id, "validation_auc")
     assert [point.step for point in curve] == [4]
+
+
+@pytest.fixture
+def one_trial(workspace, monkeypatch):
+    """Arguments of a search of one trial in this process, which registers nothing."""
+    monkeypatch.chdir(ROOT)
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+    values = TINY | {"cache_dir": str(workspace.cache), "trials": "1", "refit_seeds": "1"}
+    arguments = [part for k, v in values.items() for part in (f"--{k}", v)]
+    return [*arguments, "--register_model", "false"]
+
+
+def test_a_worker_that_is_stopped_leaves_the_run_of_the_study_as_it_is(
+    workspace, one_trial, monkeypatch
+):
+    config = resolve_tuning(parse(TuneConfig, one_trial), gpu=False)
+    name = tune.study_name(config, load_data(config))
+    url = f"sqlite:///{workspace.folder / 'optuna.db'}"
+    study = TuningStudy(config, url, name, lambda trial: None, worker="w")
+    of_study = workspace.client.create_run("0", tags={"entry_point": "tune"}).info.run_id
+    study.claims.settle("run", of_study)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(tune, "run_trial", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tune.main(one_trial)
+    (worker,) = runs_of(workspace, "worker")
+    assert worker.info.status == "KILLED"
+    assert worker.data.tags["failure_reason"] == "interrupted"
+    run = workspace.client.get_run(of_study)
+    assert run.info.status == "RUNNING"
+    assert "failure_reason" not in run.data.tags
+
+    # The process of the study's run is stopped too: the work is done by the worker.
+    workspace.client.set_tag(of_study, "failure_reason", "interrupted")
+    workspace.client.set_terminated(of_study, "KILLED")
+    tune.main(one_trial)
+    run = workspace.client.get_run(of_study)
+    assert run.info.status == "FINISHED"
+    assert "failure_reason" not in run.data.tags
+    assert "tuned_test_auc" in run.data.metrics
+    below = runs_of(workspace, "trial") + runs_of(workspace, "refit")
+    assert {r.data.tags["mlflow.parentRunId"] for r in below} == {of_study}
+    (worker,) = runs_of(workspace, "worker")
+    assert worker.info.status == "FINISHED"
+    assert not [name for name in worker.data.metrics if not name.startswith("system/")]
 
 
 def test_what_no_trial_may_learn_from_is_refused_before_the_first(workspace, monkeypatch):

@@ -76,8 +76,9 @@ def tune(config: TuneConfig) -> None:
         logger.info("going on with study %s, run %s", name, run_id)
         own.set_tags({"entry_point": "worker", "study": name, "study_run_id": run_id})
         own.show_below(run_id)
-        with start_run(run_name, tags, nested=True, run_id=run_id) as run:
-            _work(run, config, study, data)
+        run = TrackedRun(run_id, own.experiment_id)
+        _work(run, config, study, data)
+        run.finish()  # its own process may have died
 
 
 def _check_sources(config: TuneConfig, data: Data) -> None:
@@ -162,12 +163,12 @@ def _work(run: TrackedRun, config: TuneConfig, study: TuningStudy, data: Data) -
     begun = study.claims.settle("commit", commit())
     if begun != commit():
         logger.warning("This study was begun with another version of the code (%s).", begun)
-    objective = partial(run_trial, config=config, study=study, data=data)
+    objective = partial(run_trial, config=config, study=study, data=data, parent=run.run_id)
     study.work(objective, _after_trial(run, config, study))
     best = study.best()
     of_best = config.with_point(best.params)
     planned = refits(config, of_best, data, study.name)
-    runs = refit_all(planned, study, data)
+    runs = refit_all(planned, study, data, parent=run.run_id)
     with study.claims.hold("conclusion"):
         concluded = (
             "concluded "

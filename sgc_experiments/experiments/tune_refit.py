@@ -52,8 +52,13 @@ def refits(config: TuneConfig, best: TrainConfig, data: Data, study: str) -> lis
     return planned
 
 
-def refit_all(planned: list[Refit], study: TuningStudy, data: Data) -> list[PastRun]:
-    """Fit what is not fitted yet, sharing the work with other processes; the runs, in order."""
+def refit_all(
+    planned: list[Refit], study: TuningStudy, data: Data, *, parent: str
+) -> list[PastRun]:
+    """Fit what is not fitted yet, sharing the work with other processes; the runs, in order.
+
+    They are made below the study's run, ``parent``.
+    """
     waiting = False
     while True:
         finished: list[PastRun] = []
@@ -64,7 +69,7 @@ def refit_all(planned: list[Refit], study: TuningStudy, data: Data) -> list[Past
                     # Another process may have finished it just before.
                     if ours and not finished_runs(tags=refit.tags):
                         logger.info("refit %d of %d: %s", number, len(planned), refit.role)
-                        _fit(refit, data)
+                        _fit(refit, data, parent)
                 past = finished_runs(tags=refit.tags)
             finished += past[:1]
         if len(finished) == len(planned):
@@ -75,12 +80,12 @@ def refit_all(planned: list[Refit], study: TuningStudy, data: Data) -> list[Past
         time.sleep(_POLL_SECONDS)
 
 
-def _fit(refit: Refit, data: Data) -> None:
+def _fit(refit: Refit, data: Data, parent: str) -> None:
     for run_id in running(refit.tags):  # of a process that died, or the claim would not be ours
         end_lost_run(run_id, {"failure_reason": LOST})
     tags = run_tags(refit.config) | {"entry_point": "refit"} | refit.tags
     name = f"{refit.role}-{run_name(refit.config)}"
-    with start_run(name, tags, config=refit.config, nested=True) as run:
+    with start_run(name, tags, config=refit.config, nested=True, parent=parent) as run:
         run.log_config(refit.config.model_dump())
         run.log_environment()
         fit_and_publish(run, refit.config, data)

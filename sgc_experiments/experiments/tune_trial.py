@@ -33,9 +33,9 @@ _SEEN = ("train", "validation")
 
 
 def run_trial(
-    trial: optuna.Trial, *, config: TuneConfig, study: TuningStudy, data: Data
+    trial: optuna.Trial, *, config: TuneConfig, study: TuningStudy, data: Data, parent: str
 ) -> Sequence[float]:
-    """Fit and judge one point of the space.
+    """Fit and judge one point of the space, in a run below that of the study, ``parent``.
 
     Returns:
         The values that the study maximises.
@@ -54,7 +54,7 @@ def run_trial(
         "dataset": config.dataset,
     } | ({} if repeats is None else {"repeats_trial": repeats})
     pruned = ""
-    with start_run(f"trial-{trial.number:03d}", tags, nested=True) as run:
+    with start_run(f"trial-{trial.number:03d}", tags, nested=True, parent=parent) as run:
         trial.set_user_attr("run_id", run.run_id)
         try:
             of_trial = trial_config(config, point)
