@@ -73,6 +73,7 @@ _NOT_LOGGED = frozenset(
 )
 COMMIT_VARIABLE = "SGC_COMMIT"
 RESUME_KEY = "resume_key"
+DESCRIPTION = MLFLOW_RUN_NOTE
 REASON = "failure_reason"
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class TrackedRun:
 
     def describe(self, markdown: str) -> None:
         """Set the description that the MLflow UI shows at the top of the run."""
-        MlflowClient().set_tag(self.run_id, MLFLOW_RUN_NOTE, markdown)
+        MlflowClient().set_tag(self.run_id, DESCRIPTION, markdown)
 
     def flush(self) -> None:
         """Wait until the metrics of all steps are sent.
@@ -245,7 +246,7 @@ class TrackedRun:
         Returns:
             The model's URI. A run that goes on and has its model already logs no second one.
         """
-        if logged := self._find_model():
+        if logged := self.find_model():
             return logged
         # Inputs are numbers or files; MLflow's schema can name one kind only, and its complaints
         # would quote the pixels: the model checks both itself.
@@ -266,8 +267,8 @@ class TrackedRun:
         )
         return str(info.model_uri)
 
-    def _find_model(self) -> str | None:
-        """The model that an interrupted process has logged; a half one is deleted."""
+    def find_model(self) -> str | None:
+        """The URI of the model that the run has logged; a half one is deleted."""
         found = None
         for model in mlflow.search_logged_models(
             [self.experiment_id],
@@ -279,6 +280,10 @@ class TrackedRun:
             else:
                 MlflowClient().delete_logged_model(model.model_id)
         return found
+
+    def is_registered(self) -> bool:
+        """Whether the registry has a version from this run."""
+        return bool(MlflowClient().search_model_versions(f"run_id='{self.run_id}'"))
 
     def register(
         self, model_uri: str, name: str, *, tags: Mapping[str, object], description: str

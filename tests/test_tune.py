@@ -265,6 +265,30 @@ def test_a_worker_that_is_stopped_leaves_the_run_of_the_study_as_it_is(
     assert not [name for name in worker.data.metrics if not name.startswith("system/")]
 
 
+def test_a_concluded_study_is_concluded_again_in_a_new_run_or_to_register(workspace, one_trial):
+    tune.main(one_trial)
+    (first,) = runs_of(workspace, "tune")
+    assert not workspace.client.search_model_versions()
+
+    tune.main([*one_trial, "--register_model", "true"])
+    (version,) = workspace.client.search_model_versions("name='sgc-phantom'")
+    (refit,) = (r for r in runs_of(workspace, "refit") if r.data.tags["refit"] == "tuned")
+    assert version.run_id == refit.info.run_id
+    assert float(version.tags["val_auc"]) == pytest.approx(refit.data.metrics["val_auc"])
+    assert version.description == refit.data.tags["mlflow.note.content"]
+    champion = workspace.client.get_model_version_by_alias("sgc-phantom", "champion")
+    assert champion.version == version.version
+
+    workspace.client.delete_run(first.info.run_id)
+    tune.main(one_trial)
+    (again,) = runs_of(workspace, "tune")
+    for name in ("tuned_test_auc", "best_trial", "trials_complete"):
+        assert again.data.metrics[name] == pytest.approx(first.data.metrics[name])
+    assert again.data.tags["mlflow.note.content"] == first.data.tags["mlflow.note.content"]
+    refits = [r.data.tags["refit"] for r in runs_of(workspace, "refit")]
+    assert len(refits) == len(set(refits))  # what is fitted is not fitted again
+
+
 def test_what_no_trial_may_learn_from_is_refused_before_the_first(workspace, monkeypatch):
     monkeypatch.chdir(workspace.folder)
     monkeypatch.setenv("SGC_CACHE_DIR", str(workspace.cache))

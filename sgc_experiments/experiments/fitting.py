@@ -12,7 +12,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -220,11 +220,6 @@ class Report(NamedTuple):
     table: pd.DataFrame
     metrics: dict[str, float]
 
-    def version_metrics(self) -> dict[str, float]:
-        """What decides between versions: AUCs, of more than two classes the macro AUC."""
-        found = {name: logged_auc(self.metrics, name) for name in _VERSION_METRICS}
-        return {name: auc for name, auc in found.items() if auc is not None}
-
     def of_images(self) -> pd.DataFrame:
         """The rows of all test images together."""
         return self.table[(self.table["level"] == "image") & (self.table["group"] == "all")]
@@ -309,17 +304,40 @@ def publish(
     run.describe(card)
     logger.info("%s", "\n".join(metric_table(report.of_images())))
     if config.register_model:
-        tags = {
-            "dataset": config.dataset,
-            "split_digest": data.split.digest,
-            "data_digest": data.dataset.digest,
-            "n_train_patients": data.n_patients("train"),
-            "seed": config.seed,
-        } | report.version_metrics()
-        # A registered model's name holds no dot; that of a timm model with a tag does.
-        name = f"{config.model.replace('.', '_')}-{config.dataset}"
-        version = run.register(uri, name, tags=tags, description=card)
-        logger.info("registered %s, version %s", name, version)
+        register(run, uri, config, data, report.metrics, card=card)
+
+
+def register(
+    run: TrackedRun,
+    uri: str,
+    config: TrainConfig,
+    data: Data,
+    metrics: Mapping[str, float],
+    *,
+    card: str,
+) -> None:
+    """Register the model that a run has logged, with what decides between versions.
+
+    Args:
+        run: that fitted it.
+        uri: of the logged model.
+        config: the resolved configuration.
+        data: that it was fitted to.
+        metrics: as the run has logged them.
+        card: the model's, in markdown.
+    """
+    aucs = {name: logged_auc(metrics, name) for name in _VERSION_METRICS}
+    tags = {
+        "dataset": config.dataset,
+        "split_digest": data.split.digest,
+        "data_digest": data.dataset.digest,
+        "n_train_patients": data.n_patients("train"),
+        "seed": config.seed,
+    } | {name: auc for name, auc in aucs.items() if auc is not None}
+    # A registered model's name holds no dot; that of a timm model with a tag does.
+    name = f"{config.model.replace('.', '_')}-{config.dataset}"
+    version = run.register(uri, name, tags=tags, description=card)
+    logger.info("registered %s, version %s", name, version)
 
 
 def log_model(run: TrackedRun, config: TrainConfig, data: Data, classifier: Classifier) -> str:

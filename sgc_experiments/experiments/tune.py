@@ -28,7 +28,7 @@ from sgc_experiments.experiments.datasets import Data, load_data, log_data
 from sgc_experiments.experiments.executors import check_shared, execute, is_cluster
 from sgc_experiments.experiments.leakage import check_start
 from sgc_experiments.experiments.starting_weights import seen_by_registered
-from sgc_experiments.experiments.tune_refit import gain, refit_all, refits
+from sgc_experiments.experiments.tune_refit import Refit, gain, refit_all, refits, register_refits
 from sgc_experiments.experiments.tune_report import log_gain, log_study
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
@@ -170,21 +170,22 @@ def _work(run: TrackedRun, config: TuneConfig, study: TuningStudy, data: Data) -
     planned = refits(config, of_best, data, study.name)
     runs = refit_all(planned, study, data, parent=run.run_id)
     with study.claims.hold("conclusion"):
-        concluded = (
-            "concluded "
-            + hashlib.sha256(
-                json.dumps(
-                    [config.trials, *(refit.tags["refit_key"] for refit in planned)]
-                ).encode()
-            ).hexdigest()
-        )
+        concluded = _conclusion(run, config, planned)
         if not study.claims.known(concluded):
             log_study(run, config, study, best, of_best)
             log_gain(
                 run, best, *gain(planned, runs, n_bootstrap=config.bootstrap, seed=config.seed)
             )
+            register_refits(planned, runs, data)
             study.claims.settle(concluded, run.run_id)
     logger.info("study %s is concluded: see run %s", study.name, run.run_id)
+
+
+def _conclusion(run: TrackedRun, config: TuneConfig, planned: Sequence[Refit]) -> str:
+    """The name of the fact that a study is concluded as a command asks for it, in its run."""
+    refit_keys = [refit.tags["refit_key"] for refit in planned]
+    asked = [run.run_id, config.trials, config.bootstrap, config.register_model, refit_keys]
+    return f"concluded {hashlib.sha256(json.dumps(asked).encode()).hexdigest()}"
 
 
 def _after_trial(

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from sgc_experiments.config import TrainConfig, TuneConfig
+from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.datasets import Data
-from sgc_experiments.experiments.fitting import fingerprint, fit_and_publish
+from sgc_experiments.experiments.fitting import fingerprint, fit_and_publish, register
 from sgc_experiments.experiments.train import run_name, run_tags
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.learning_curves import Cell, learning_curves
-from sgc_experiments.past_runs import PastRun, finished_runs, running
+from sgc_experiments.past_runs import PastRun, finished_runs, open_run, running
 from sgc_experiments.predictions import class_names
-from sgc_experiments.tracking import LOST, commit, end_lost_run, start_run
+from sgc_experiments.tracked_run import DESCRIPTION
+from sgc_experiments.tracking import LOST, TrackedRun, commit, end_lost_run, start_run
 
 TUNED, DEFAULTS = "tuned", "defaults"
 _METRICS = ("auc", "average_precision", "brier")
@@ -89,6 +92,25 @@ def _fit(refit: Refit, data: Data, parent: str) -> None:
         run.log_config(refit.config.model_dump())
         run.log_environment()
         fit_and_publish(run, refit.config, data)
+
+
+def register_refits(planned: Sequence[Refit], runs: Sequence[PastRun], data: Data) -> None:
+    """Register the tuned models that were fitted by a command with ``register_model=false``.
+
+    Raises:
+        UserError: the model of a finished refit was deleted.
+    """
+    for refit, past in zip(planned, runs, strict=True):
+        run = TrackedRun(past.run_id, open_run().info.experiment_id)
+        if not refit.config.register_model or run.is_registered():
+            continue
+        uri = run.find_model()
+        if uri is None:
+            raise UserError(
+                f"The run {past.name} ({past.run_id}) has no model to register any more; delete "
+                "the run, and the same command fits it again."
+            )
+        register(run, uri, refit.config, data, past.metrics, card=past.tags[DESCRIPTION])
 
 
 def gain(
