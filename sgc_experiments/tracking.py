@@ -4,7 +4,8 @@ An entry point opens one :class:`TrackedRun` and speaks through it. Under ``mlfl
 already exists (``MLFLOW_RUN_ID``) and is taken over; otherwise one is made in the active
 experiment. A run that stops on an exception ends FAILED with the reason in the tag
 ``failure_reason``, one that is interrupted ends KILLED. The same command then goes on in the same
-run, which it finds by the tag ``resume_key`` (see `resumption`); a user's mistake removes the tag.
+run, which it finds by the tag ``resume_key`` (see `resumption`); a user's mistake removes the tag
+and what was kept to go on from.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ def start_run(
             told = _told(error)
             if run:
                 _break_off(run, told)
+                if folder and _is_mistake(told):  # nothing goes on from it
+                    discard(folder)
             if told is error:
                 raise
             raise told from None
@@ -209,6 +212,11 @@ def _told(error: BaseException) -> BaseException:
     return outage() if is_outage(error) else error
 
 
+def _is_mistake(error: BaseException) -> bool:
+    """Whether the user has to change the command, so that it will be another one."""
+    return isinstance(error, UserError) and not isinstance(error, Outage)
+
+
 def _is_full_disk(error: BaseException) -> bool:
     """Whether the operating system says so, or the database of the runs."""
     if isinstance(error, MlflowException | OperationalError):
@@ -220,11 +228,12 @@ def _break_off(run: TrackedRun, error: BaseException) -> None:
     """End a run with the reason, as far as the server answers."""
     killed = isinstance(error, KeyboardInterrupt)
     status = RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED)
-    mistake = isinstance(error, UserError) and not isinstance(error, Outage)
     try:
         try:
             run.break_off(
-                _reason(error), resumable=not mistake, hurried=killed or isinstance(error, Outage)
+                _reason(error),
+                resumable=not _is_mistake(error),
+                hurried=killed or isinstance(error, Outage),
             )
         finally:  # else MLflow would try to end the run once more when the process exits
             mlflow.end_run(status)

@@ -28,6 +28,8 @@ SMALL = {
     "bootstrap": "200",
     "workers": "2",
 }
+# Variables that an interrupted run sets for its process.
+HURRIED = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 CAMPAIGN = "figures of a campaign"
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
+from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.resumption import run_folder
 from sgc_experiments.tracked_run import added
-from sgc_experiments.tracking import Store, TrackedRun
+from sgc_experiments.tracking import Store, TrackedRun, start_run
+from tests.conftest import HURRIED
 
 _PROCESSES = 3
 _TIMES = 30
@@ -71,6 +73,30 @@ def test_the_champion_is_the_best_under_its_split_and_never_of_fewer_patients(tm
         champion = client.get_model_version_by_alias("sgc-phantom", "champion")
         champions.append(int(champion.version))
     assert champions == [1, 2, 2, 4, 4, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(UserError, False), (Outage, True), (KeyboardInterrupt, True)]
+)
+def test_only_a_run_that_can_be_gone_on_with_keeps_its_folder(
+    workspace, tmp_path, monkeypatch, error, kept
+):
+    for variable in HURRIED:
+        monkeypatch.setenv(variable, "5")
+    mlflow.set_tracking_uri(workspace.tracking_uri)
+    arguments = ["--cache_dir", str(tmp_path / "cache")]
+    config = resolve_defaults(parse(TrainConfig, arguments), gpu=False)
+
+    def stop():
+        with start_run("run", {}, config=config, system_metrics=False) as run:
+            (run.folder / "checkpoint").touch()
+            raise error("because")
+
+    with pytest.raises(error):
+        stop()
+    left = [path.name for path in (tmp_path / "cache").glob("runs/*/checkpoint")]
+    assert left == (["checkpoint"] if kept else [])
+    assert ("resume_key" in workspace.runs()[0].data.tags) is kept
 
 
 @pytest.mark.parametrize(("dataset", "same"), [("phantom", True), ("inbreast", False)])

@@ -21,7 +21,7 @@ from sgc_experiments.experiments.datasets import load_data
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
 from sgc_experiments.tracking import start_run
-from tests.conftest import ROOT, SMALL
+from tests.conftest import HURRIED, ROOT, SMALL
 from tests.mlflow_ui import browser_on
 
 TINY = SMALL | {
@@ -193,7 +193,7 @@ def test_two_workers_on_one_postgresql_server_share_a_study(workspace, postgres_
 def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     monkeypatch.chdir(ROOT)
     mlflow.set_tracking_uri(workspace.tracking_uri)
-    values = TINY | {"cache_dir": str(workspace.cache), "trials": "1"}
+    values = TINY | {"cache_dir": str(workspace.cache), "trials": "1", "checkpoint_every": "2"}
     arguments = [part for k, v in values.items() for part in (f"--{k}", v)]
     config = resolve_tuning(parse(TuneConfig, arguments), gpu=False)
     url = f"sqlite:///{workspace.folder / 'optuna.db'}"
@@ -214,6 +214,7 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     assert pruned.data.tags["mlflow.parentRunId"] == run.run_id
     curve = workspace.client.get_metric_history(pruned.info.run_id, "validation_auc")
     assert [point.step for point in curve] == [4]
+    assert not list(workspace.cache.glob("checkpoints/*study-trial0"))
 
 
 @pytest.fixture
@@ -235,6 +236,9 @@ def test_a_worker_that_is_stopped_leaves_the_run_of_the_study_as_it_is(
     study = TuningStudy(config, url, name, lambda trial: None, worker="w")
     of_study = workspace.client.create_run("0", tags={"entry_point": "tune"}).info.run_id
     study.claims.settle("run", of_study)
+
+    for variable in HURRIED:
+        monkeypatch.setenv(variable, "5")
 
     def stop(*_, **__):
         raise KeyboardInterrupt

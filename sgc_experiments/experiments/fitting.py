@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +115,7 @@ def fit(
     classifier: Classifier,
     *,
     on_step: Callable[[dict[str, float], int], None] | None = None,
-    attempt: str = "",
+    checkpoints: Path | None = None,
     progress: bool = True,
 ) -> None:
     """Train, with live metrics and checkpoints; the same command resumes a killed training.
@@ -127,11 +126,10 @@ def fit(
         data: the images and their split.
         classifier: to be fitted.
         on_step: called with metrics and the step, in place of logging them.
-        attempt: keeps apart the checkpoints of equal trainings that may run at the same time.
+        checkpoints: where they are kept, in place of the run's own folder; the caller deletes it.
         progress: whether to show it.
     """
-    home = run.folder or config.cache_dir / "checkpoints"
-    checkpoint_dir = home / (fingerprint(config, data) + attempt)
+    home = checkpoints or run.folder
     unlabelled = unlabelled_images(config, data, classifier)
     if unlabelled:
         log_unlabelled(run, unlabelled)
@@ -144,7 +142,7 @@ def fit(
         training_images(data, unlabelled),
         data.image_set("validation"),
         settings=settings,
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir=home / fingerprint(config, data) if home else None,
         on_step=on_step or run.log_metrics,
     )
     run.log_metrics(
@@ -159,8 +157,6 @@ def fit(
     run.log_table(history, "training_history")
     drawn = figures.training_curves(history, best_step=result.best_step)
     run.log_figure(drawn, "training_curves")
-    if run.folder is None:  # else they go when the run is finished
-        shutil.rmtree(checkpoint_dir, ignore_errors=True)
 
 
 def fingerprint(config: TrainConfig, data: Data) -> str:

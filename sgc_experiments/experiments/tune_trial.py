@@ -8,8 +8,10 @@ a diverged one counts as pruned. The run of a trial whose process died is KILLED
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import optuna
 import torch
@@ -53,6 +55,8 @@ def run_trial(
         "model": "sgc",
         "dataset": config.dataset,
     } | ({} if repeats is None else {"repeats_trial": repeats})
+    first = trial.number if repeats is None else repeats
+    checkpoints = config.cache_dir / "checkpoints" / f"{study.name}-trial{first}"
     pruned = ""
     with start_run(f"trial-{trial.number:03d}", tags, nested=True, parent=parent) as run:
         trial.set_user_attr("run_id", run.run_id)
@@ -61,9 +65,10 @@ def run_trial(
             run.log_config(of_trial.model_dump())
             run.log_environment()
             log_data(run, data, _SEEN)
-            attempt = f"-{study.name}-trial{trial.number if repeats is None else repeats}"
             on_step = _reporter(run, trial, prunes=config.objective != "both")
-            values = _judge(run, of_trial, data.without_test(), attempt=attempt, on_step=on_step)
+            values = _judge(
+                run, of_trial, data.without_test(), checkpoints=checkpoints, on_step=on_step
+            )
             for name, value in values.items():
                 trial.set_user_attr(name, value)
         except (optuna.TrialPruned, UserError) as error:
@@ -73,6 +78,7 @@ def run_trial(
         run.set_tags({"trial_state": "pruned" if pruned else "complete"})
         if pruned:
             run.set_tags({"pruned_because": pruned})
+    shutil.rmtree(checkpoints, ignore_errors=True)  # a trial that is lost is repeated from them
     if pruned:
         raise optuna.TrialPruned(pruned)
     auc, bits = values["val_auc"], -values["val_bits_per_dim"]
@@ -110,13 +116,13 @@ def _judge(
     config: TrainConfig,
     data: Data,
     *,
-    attempt: str,
+    checkpoints: Path,
     on_step: Callable[[dict[str, float], int], None],
 ) -> dict[str, float]:
     """Fit, and evaluate on validation: `val_auc` (macro of more classes), `val_bits_per_dim`."""
     classifier = build_classifier(config, data.dataset.classes)
     assert isinstance(classifier, ScoreBasedClassifier)  # the only model with a search space
-    fit(run, config, data, classifier, on_step=on_step, attempt=attempt)
+    fit(run, config, data, classifier, on_step=on_step, checkpoints=checkpoints)
     images, labels = data.image_set("validation")
     table = prediction_table(classifier, images, data.dataset.table.iloc[data.rows("validation")])
     run.log_table(table.assign(subset="validation"), "predictions")
