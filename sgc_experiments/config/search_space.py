@@ -25,6 +25,8 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from sgc_experiments.config.types import AUTO
+
 Condition = tuple[str, tuple[str, ...]]
 
 
@@ -113,8 +115,10 @@ def read_value(name: str, label: str, fields: Mapping[str, FieldInfo]) -> Any:
     """The value of a parameter from its label.
 
     Raises:
-        ValueError: it is out of the parameter's bounds; the message names both.
+        ValueError: it is out of the parameter's bounds, or "auto"; the message names both.
     """
+    if label == AUTO:  # what it stands for is settled before a search
+        raise ValueError(f"search: {name}=auto is no value to try; write a number or low:high")
     field = fields[name]
     text = label.replace("-", ",") if name == "channels" else label
     try:
