@@ -118,9 +118,7 @@ def start_run(
         try:
             above = (parent or open_run().info.run_id) if nested else None
             folder = _hold_folder(stack, config, texts, parent=above) if config else None
-            unfinished = run_id
-            if folder and not run_id:
-                unfinished = _unfinished_run(folder, nested=nested)
+            unfinished = run_id or (_unfinished_run(folder, nested=nested) if folder else "")
             active = mlflow.start_run(
                 run_id=unfinished or None,
                 run_name=None if "MLFLOW_RUN_ID" in os.environ else name,

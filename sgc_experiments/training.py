@@ -103,12 +103,7 @@ class Objective(Protocol):
     monitor: str
 
     def loss(
-        self,
-        network: Any,
-        images: Tensor,
-        labels: Tensor,
-        generator: torch.Generator,
-        step: int,
+        self, network: Any, images: Tensor, labels: Tensor, generator: torch.Generator, step: int
     ) -> tuple[Tensor, dict[str, float]]:
         """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,).
 

@@ -114,7 +114,6 @@ def load_dataset(
     """
     from sgc_experiments.data.cache import open_cache
     from sgc_experiments.data.preprocess import PreprocessSettings
-    from sgc_experiments.data.rejection import Reason
     from sgc_experiments.data.schema import check_table, get_classes, get_quarantine
 
     if name not in READERS:
@@ -141,8 +140,7 @@ def load_dataset(
     images, boxes = cached.images, cached.boxes
     shared = _under_two_patients(table, cached.sources)
     if shared.any():
-        _log.warning("dataset=%s: %d images left out (%s)", name, shared.sum(), Reason.SHARED_FILE)
-        quarantine |= dict.fromkeys(table.loc[shared, "image_id"], Reason.SHARED_FILE)
+        quarantine |= _note_shared(name, table[shared])
         table = table[~shared].reset_index(drop=True)
         images, boxes = images[~shared], boxes[~shared]  # rare: a copy in memory
     _require_usable(name, table, quarantine, classes)
@@ -187,6 +185,14 @@ def _with_lesions(table: pd.DataFrame, quarantine: dict[str, str]) -> pd.DataFra
     for image_id in table.loc[~annotated, "image_id"]:
         quarantine[image_id] = reasons.get(image_id, Reason.NO_LESION)
     return table[annotated].reset_index(drop=True)
+
+
+def _note_shared(name: str, table: pd.DataFrame) -> dict[str, str]:
+    """Tell of images whose files lie under two patients; their part of the quarantine."""
+    from sgc_experiments.data.rejection import Reason
+
+    _log.warning("dataset=%s: %d images left out (%s)", name, len(table), Reason.SHARED_FILE)
+    return dict.fromkeys(table["image_id"], Reason.SHARED_FILE)
 
 
 def _under_two_patients(table: pd.DataFrame, sources: dict[str, str]) -> np.ndarray:
