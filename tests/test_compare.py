@@ -239,7 +239,10 @@ def test_parameters_that_contradict_each_other_are_named(config, arguments, word
         ({"models": "resnet18,resnet999"}, "no model named 'resnet999'"),
         ({"models": "majority", "folds": "30"}, "30 folds need"),
         ({"models": "inception_v3"}, "inception_v3 cannot take images of 32 pixels"),
-        ({"models": "resnet18", "weights": "/nowhere.pth"}, "weights=… is not a file"),
+        (
+            {"models": "resnet18", "weights": "/nowhere.pth"},
+            "is not a file; give the path of a file of weights",
+        ),
     ],
 )
 def test_a_baseline_that_cannot_be_fitted_ends_failed_with_the_reason(new_store, changes, words):

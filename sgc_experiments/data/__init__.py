@@ -118,27 +118,22 @@ def load_dataset(
 
     if name not in READERS:
         raise UserError(f"dataset={name!r} is unknown; choose one of {', '.join(READERS)}.")
+    root = data_dir or Path("data")
     if name == "phantom":
         root = generate_phantom(cache_dir, workers, progress, **(phantom or {}))
-    else:
-        root = data_dir or Path("data")
-    options = dict(reader_options or {})
-    if name in _DECODING_READERS:
-        options |= {"cache_dir": cache_dir, "workers": workers, "progress": progress}
+    work: dict[str, Any] = {"cache_dir": cache_dir, "workers": workers, "progress": progress}
+    options = (reader_options or {}) | (work if name in _DECODING_READERS else {})
     table = READERS[name](root, **options)
     quarantine, classes = get_quarantine(table), get_classes(table)
     table = check_table(table, f"dataset {name}")
     settings = PreprocessSettings(input=input, image_size=image_size, clahe=clahe)
     if input == "roi":
         table = _with_lesions(table, quarantine)
-
-    cached = open_cache(
-        table, settings, root=root, cache_dir=cache_dir, workers=workers, progress=progress
-    )
+    cached = open_cache(table, settings, root=root, **work)
     quarantine |= cached.rejected
     table = table[table["image_id"].isin(cached.sources)].reset_index(drop=True)
-    images, boxes = cached.images, cached.boxes
     shared = _under_two_patients(table, cached.sources)
+    images, boxes = cached.images, cached.boxes
     if shared.any():
         quarantine |= _note_shared(name, table[shared])
         table = table[~shared].reset_index(drop=True)
