@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from sgc_experiments.bootstrap import bootstrap, interval
+from sgc_experiments.intervals import PatientCounts
 from sgc_experiments.metrics import rank_metrics
 
 
@@ -35,6 +37,6 @@ def estimate_auc(
 
     resamples = bootstrap(statistic, patients, n_bootstrap=2000, seed=0)
     value = resamples.estimate["auc"]
-    scarcer = min(len(np.unique(patients[labels == label])) for label in (0, 1))
-    ends = interval(value, resamples.samples["auc"], n_patients=scarcer)
+    counts = PatientCounts.of(pd.DataFrame({"label": labels, "patient": patients}))
+    ends = interval(value, resamples.samples["auc"], n_patients=counts.behind("auc"))
     return Estimate(value, *ends)

@@ -13,8 +13,8 @@ prevalence                  share of malignant patients asked for, or "natural"
 val_auc, test_auc           of the cell, with test_auc_low and test_auc_high; of more than two
                             classes the macro AUC
 test_average_precision      of the cell
-curve_auc                   mean over seeds, with curve_auc_low and curve_auc_high (hierarchical
-                            bootstrap); the same for curve_average_precision
+curve_auc                   mean over seeds, with curve_auc_low and curve_auc_high (95 %, over test
+                            patients and seeds); the same for curve_average_precision
 curve_seeds                 number of seeds behind it
 split_digest, data_digest   of who was in which subset, and of the images
 whole_split_digest          of the split that the cell's patients are drawn from

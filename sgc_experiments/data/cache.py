@@ -35,7 +35,7 @@ from sgc_experiments.data.decode_pool import run_isolated
 from sgc_experiments.data.prepare import PreparedImage, PrepareTask, prepare_file
 from sgc_experiments.data.preprocess import PreprocessSettings
 from sgc_experiments.data.rejection import PASSING, RejectedFile
-from sgc_experiments.errors import UserError
+from sgc_experiments.errors import unwritable
 from sgc_experiments.file_lock import locked
 
 VERSION = 2
@@ -93,7 +93,7 @@ def open_cache(
         progress: whether to show a bar.
 
     Raises:
-        UserError: the cache folder cannot be written, or the disk is full.
+        Outage: the cache folder cannot be written, or the disk is full.
     """
     folder = cache_dir / "images" / _key(table, settings, root)
     try:
@@ -109,10 +109,7 @@ def open_cache(
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        raise UserError(
-            f"The cache folder {cache_dir} cannot be written ({os.strerror(error.errno)});"
-            " free some space or set cache_dir to another folder."
-        ) from None
+        raise unwritable(cache_dir, error) from None
 
 
 def _tell_of_waiting() -> None:

@@ -16,7 +16,7 @@ import logging
 import numpy as np
 import pandas as pd
 
-from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
+from sgc_experiments.config import TrainConfig
 from sgc_experiments.data import ImageDataset
 from sgc_experiments.data.splits import Split
 from sgc_experiments.evaluation import evaluation_report, headline
@@ -64,7 +64,7 @@ def cross_validate(run: TrackedRun, config: TrainConfig, dataset: ImageDataset) 
     )
     run.log_table(manifest, "split")
     run.log_table(dataset.quarantine, "quarantine")
-    if config.init_from and config.model == GENERATIVE_MODEL:  # else the last fold may be refused
+    if config.init_from:  # else the last fold may be refused
         check_start(seen_by_registered(config.init_from), manifest, f"init_from={config.init_from}")
     folds = [_fold(config, Data(dataset, split), fold) for fold, split in splits.items()]
     costs = {name: sum(f.metrics[name] for f in folds) for name in _TOTALS}
