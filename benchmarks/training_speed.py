@@ -85,7 +85,8 @@ def _ours(size: Size, crops: Crops) -> float:
         SystemExit: The budget ended before.
     """
     classifier = ScoreBasedClassifier(image_size=size.image_size)
-    names = ("log_snr_min", "log_snr_max", "weighting", "log_snr_sampling", "hybrid_weight")
+    of_levels = ("log_snr_min", "log_snr_max", "weighting", "log_snr_sampling")
+    names = (*of_levels, "hybrid_weight", "label_smoothing")
     objective = _Judged(
         classifier.sde, **{name: getattr(classifier.settings, name) for name in names}
     )

@@ -17,6 +17,7 @@ set -- \
     --workers "${LAB_WORKERS:-4}" \
     --allowed-hosts "${LAB_NAMES:-localhost:*,127.0.0.1:*}"
 if [ -n "${LAB_AUTH:-}" ]; then
+    export MLFLOW_AUTH_CONFIG_PATH="${MLFLOW_AUTH_CONFIG_PATH:-$(dirname "$0")/auth.ini}"
     set -- "$@" --app-name basic-auth
 fi
 # Without the processes for jobs that no run of ours asks for.

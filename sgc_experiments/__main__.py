@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SGC_DEBUG"):
             raise
-        print(trace_without_messages(error), file=sys.stderr)
-        return 1
+        trouble = _server_trouble(error)
+        print(trouble or trace_without_messages(error), file=sys.stderr)
+        return 2 if trouble else 1
     return 0
 
 
@@ -94,6 +95,15 @@ def _check_parameters(name: str, arguments: Sequence[str]) -> Config:
     from sgc_experiments.experiments import COMMANDS
 
     return parse(COMMANDS[name], arguments)
+
+
+def _server_trouble(error: Exception) -> UserError | None:
+    """What a request before or after the run tells of the tracking server."""
+    if "mlflow" not in sys.modules:
+        return None
+    from sgc_experiments.delivery import server_trouble
+
+    return server_trouble(error)
 
 
 def _overview() -> str:

@@ -75,6 +75,7 @@ class ScoreBasedClassifier:
             weighting=self.settings.weighting,
             log_snr_sampling=self.settings.log_snr_sampling,
             hybrid_weight=self.settings.hybrid_weight,
+            label_smoothing=self.settings.label_smoothing,
             label_dropout=self.settings.label_dropout,
         )
         self.network = self._make_network(seed=0)

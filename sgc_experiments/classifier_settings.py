@@ -32,9 +32,10 @@ class ClassifierSettings:
         standardisation: "image" or "dataset".
         log_snr_min: Lowest log-SNR trained on, for standardised images.
         log_snr_max: Highest log-SNR trained on.
-        weighting: See `DenoisingScoreMatching`, as for the three that follow.
+        weighting: See `DenoisingScoreMatching`, as for the four that follow.
         log_snr_sampling: "uniform", "stratified" or "importance".
         hybrid_weight: Weight of the class cross-entropy.
+        label_smoothing: In the class cross-entropy.
         label_dropout: Share of labels replaced by the null class.
         evaluations: Network evaluations per image, over all classes, that a prediction spends.
         likelihood: "elbo", by the evaluation plan, or "ode": the probability flow over all levels
@@ -66,6 +67,7 @@ class ClassifierSettings:
     weighting: str = "simple"
     log_snr_sampling: str = "stratified"
     hybrid_weight: float = 0.01
+    label_smoothing: float = 0.1
     label_dropout: float = 0.0
     evaluations: int = 32
     likelihood: str = "elbo"

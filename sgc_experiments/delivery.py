@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -165,9 +166,23 @@ def _as_list(metric: Metric) -> list[str | float | int]:
     return [metric.key, metric.value, metric.timestamp, metric.step]
 
 
-def outage() -> Outage:
-    """What to tell the user when the server does not come back."""
-    return Outage(
-        f"The tracking server {server_name()} does not answer. When it answers again, the same "
-        "command sends what is missing and goes on."
-    )
+def server_trouble(error: BaseException) -> Outage | None:
+    """What to tell the user if the server does not answer, or not this user; None otherwise."""
+    if is_outage(error):
+        return Outage(
+            f"The tracking server {server_name()} does not answer. When it answers again, the same "
+            "command sends what is missing and goes on."
+        )
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    if status == HTTPStatus.UNAUTHORIZED:
+        return Outage(
+            f"The tracking server {server_name()} does not know this user: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; then the same command goes on."
+        )
+    if status == HTTPStatus.FORBIDDEN:
+        return Outage(
+            f"The tracking server {server_name()} refuses this user: ask its administrator for "
+            "EDIT permission on the experiment and the registered model, or set "
+            "MLFLOW_EXPERIMENT_NAME to an experiment of your own."
+        )
+    return None

@@ -16,10 +16,11 @@ from independently ("uniform": in w's own measure) or "stratified" over the batc
 The hybrid objective adds η · cross-entropy of softmax_c(−½ (λmax − λmin) ‖ε − ε̂_c‖² / T(λ)), the
 class posterior that a single draw of noise, shared by the classes, gives at a temperature T(λ):
 half the root mean square of the two classes' difference there, as seen so far. Without it a single
-draw is so overconfident that a few images make the whole cross-entropy. c is an image's own class
-or another, drawn at random, so that a step costs two passes however many classes there are. η
-grows from zero over the first steps: a network that cannot denoise yet follows the cross-entropy's
-noise alone, and at high learning rates may not learn to denoise any more.
+draw is so overconfident that a few images make the whole cross-entropy. A share of each label is
+spread over both classes: images that are known by heart would be told apart ever more surely. c is
+an image's own class or another, drawn at random, so that a step costs two passes however many
+classes there are. η grows from zero over the first steps: a network that cannot denoise yet follows
+the cross-entropy's noise alone, and at high learning rates may not learn to denoise any more.
 """
 
 import math
@@ -57,6 +58,7 @@ class DenoisingScoreMatching(nn.Module):
         min_snr_gamma: γ of "min_snr".
         sigmoid_bias: b of "sigmoid".
         hybrid_weight: η; 0 leaves the cross-entropy out.
+        label_smoothing: Share of each label that the cross-entropy spreads over both classes.
         label_dropout: Share of labels replaced by the null class.
 
     Raises:
@@ -76,6 +78,7 @@ class DenoisingScoreMatching(nn.Module):
         min_snr_gamma: float = 5.0,
         sigmoid_bias: float = 2.0,
         hybrid_weight: float = 0.0,
+        label_smoothing: float = 0.0,
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -83,7 +86,8 @@ class DenoisingScoreMatching(nn.Module):
         self.low, self.high = float(log_snr_min), float(log_snr_max)
         self.weighting, self.log_snr_sampling = weighting, log_snr_sampling
         self.min_snr_gamma, self.sigmoid_bias = min_snr_gamma, sigmoid_bias
-        self.hybrid_weight, self.label_dropout = hybrid_weight, label_dropout
+        self.hybrid_weight, self.label_smoothing = hybrid_weight, label_smoothing
+        self.label_dropout = label_dropout
         self._check()
         grid = torch.linspace(self.low, self.high, 2001, dtype=torch.float64)
         self._normaliser = float(torch.trapezoid(self._unnormalised_weight(grid), grid))
@@ -120,8 +124,9 @@ class DenoisingScoreMatching(nn.Module):
             raise ValueError(f"min_snr_gamma must be positive, not {self.min_snr_gamma}")
         if not self.hybrid_weight >= 0:
             raise ValueError(f"hybrid_weight must not be negative, not {self.hybrid_weight}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout must be in [0, 1), not {self.label_dropout}")
+        for name in ("label_smoothing", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
 
     def _unnormalised_weight(self, log_snr: Tensor) -> Tensor:
         if self.weighting == "elbo":
@@ -228,7 +233,9 @@ class DenoisingScoreMatching(nn.Module):
         self._remember_evidence(log_snr, logits.detach())
         temperature = self._temperature(log_snr).to(x)
         own = torch.zeros(len(logits), dtype=torch.int64, device=x.device)
-        return cross_entropy(logits / temperature[:, None], own)
+        return cross_entropy(
+            logits / temperature[:, None], own, label_smoothing=self.label_smoothing
+        )
 
     @torch.no_grad()
     def _remember(self, density: LogSNRDensity, log_snr: Tensor, weighted: Tensor) -> None:

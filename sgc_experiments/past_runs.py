@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from sgc_experiments.delivery import is_outage, outage
+from sgc_experiments.delivery import server_trouble
 from sgc_experiments.errors import UserError
 
 # A bar per table would hide the log.
@@ -107,8 +107,9 @@ def earlier_runs(experiment_id: str | None, *, tags: Mapping[str, str]) -> list[
             output_format="list",
         )
     except Exception as error:
-        if is_outage(error):
-            raise outage() from None
+        told = server_trouble(error)
+        if told:
+            raise told from None
         raise
     return [past_run(run) for run in found]
 

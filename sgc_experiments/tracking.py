@@ -26,7 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import OperationalError
 
 from sgc_experiments.config import DataConfig
-from sgc_experiments.delivery import is_outage, outage
+from sgc_experiments.delivery import server_trouble
 from sgc_experiments.errors import Outage, UserError, without_paths
 from sgc_experiments.past_runs import open_run
 from sgc_experiments.resumption import RunFolder, discard, empty, run_folder
@@ -207,7 +207,7 @@ def _told(error: BaseException) -> BaseException:
         return error
     if _is_full_disk(error):
         return Outage(_DISK_FULL)
-    return outage() if is_outage(error) else error
+    return server_trouble(error) or error
 
 
 def _is_mistake(error: BaseException) -> bool:
@@ -236,7 +236,7 @@ def _break_off(run: TrackedRun, error: BaseException) -> None:
         finally:  # else MLflow would try to end the run once more when the process exits
             mlflow.end_run(status)
     except Exception as failure:
-        if not is_outage(failure):
+        if not server_trouble(failure):
             raise
         logger.warning("The tracking server could not be told how the run ended.")
 
@@ -290,7 +290,7 @@ def fail_inherited_run(reason: str) -> None:
     try:
         end_run(run_id, "FAILED", {REASON: without_paths(reason)})
     except Exception as failure:
-        if not is_outage(failure):
+        if not server_trouble(failure):
             raise
         logger.warning("The tracking server could not be told how the run ended.")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT, SMALL, Workspace
+from tests.postgres import PostgresServer
 
 TINY = SMALL | {
     "channels": "8,16", "budget": "steps:20", "validate_every": "10", "checkpoint_every": "10",
@@ -43,10 +45,12 @@ class Lab:
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(self.uri)
 
-    def start(self, name: str, ray: str = "", **parameters: str) -> subprocess.Popen:
+    def start(
+        self, name: str, ray: str = "", told: dict[str, str] | None = None, **parameters: str
+    ) -> subprocess.Popen:
         """An entry point as a task of a batch cluster runs it."""
         pairs = [part for key, value in parameters.items() for part in (f"--{key}", value)]
-        told = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": "1"}
+        told = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": "1"} | (told or {})
         told |= {"RAY_ADDRESS": ray} | SECRET if ray else {}
         return subprocess.Popen(
             ["bash", str(ROOT / "lab" / "array.slurm"), name, *pairs],
@@ -63,12 +67,18 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(postgres_server, tmp_path_factory, make_workspace):
-    workspace = make_workspace(tmp_path_factory.mktemp("lab"))
+    with _serving(make_workspace(tmp_path_factory.mktemp("lab")), postgres_server) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def _serving(workspace: Workspace, postgres: PostgresServer, **more: str) -> Iterator[Lab]:
+    """`lab/serve.sh`, told `more` in its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     told = {
-        "LAB_DATABASE": postgres_server.dsn(postgres_server.new_database()),
+        "LAB_DATABASE": postgres.dsn(postgres.new_database()),
         "LAB_ARTIFACTS": str(workspace.folder / "served"),
         "LAB_PORT": str(port),
         "LAB_WORKERS": "1",
@@ -78,7 +88,7 @@ def lab(postgres_server, tmp_path_factory, make_workspace):
     server = subprocess.Popen(
         [str(ROOT / "lab" / "serve.sh")],
         cwd=workspace.folder,
-        env=workspace.environment() | told,
+        env=workspace.environment() | told | more,
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -86,7 +96,7 @@ def lab(postgres_server, tmp_path_factory, make_workspace):
     uri = f"http://127.0.0.1:{port}"
     try:
         _wait(uri, server, log)
-        yield Lab(workspace, uri, postgres_server.dsn(postgres_server.new_database()))
+        yield Lab(workspace, uri, postgres.dsn(postgres.new_database()))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
@@ -122,6 +132,42 @@ def test_a_member_trains_and_nobody_else_is_answered(lab):
     foreign = requests.get(f"{lab.uri}/api/2.0/mlflow/experiments/get?experiment_id=0",
                            headers={"Host": "elsewhere.example.org"}, timeout=10)  # fmt: skip
     assert foreign.status_code == 403
+
+
+def test_with_basic_auth_a_member_needs_a_password(postgres_server, make_workspace, tmp_path):
+    admin = {
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_hex(8),
+    }
+    with _serving(make_workspace(tmp_path), postgres_server, LAB_AUTH="1", **admin) as lab:
+        # Another has begun the experiment and the registered model already.
+        for name in ("another", "me"):
+            _add_user(lab.uri, name, admin["MLFLOW_AUTH_ADMIN_PASSWORD"])
+            finish(lab, lab.start("train", told=_user(name), **TINY, model="majority"))
+        said = lab.workspace.folder / "train.txt"
+        for told in ({}, _user("me") | {"MLFLOW_TRACKING_PASSWORD": "wrong"}):
+            said.write_text("")
+            assert lab.start("train", told=told, **TINY, model="majority").wait(timeout=300) == 2
+            assert len(said.read_text().strip().splitlines()) == 1
+            assert "set MLFLOW_TRACKING_USERNAME" in said.read_text()
+
+
+def _add_user(uri: str, name: str, admin_password: str) -> None:
+    answer = requests.post(
+        f"{uri}/api/2.0/mlflow/users/create",
+        json={"username": name, "password": f"{name}, twelve letters"},
+        auth=("admin", admin_password),
+        timeout=30,
+    )
+    assert answer.ok, answer.text
+
+
+def _user(name: str) -> dict[str, str]:
+    """How a member signs in."""
+    return {
+        "MLFLOW_TRACKING_USERNAME": name,
+        "MLFLOW_TRACKING_PASSWORD": f"{name}, twelve letters",
+    }
 
 
 def test_the_server_says_what_it_has_not_been_told():

@@ -112,6 +112,20 @@ def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
+def test_label_smoothing_spreads_a_share_of_each_label():
+    """The smoothed cross-entropy lies between those of the labels and of their opposites."""
+    network = make_network()
+
+    def class_loss(smoothing, labels):
+        hybrid = make_objective(hybrid_weight=0.1, label_smoothing=smoothing)
+        generator = torch.Generator().manual_seed(0)
+        return hybrid.loss(network, IMAGES, labels, generator, 0)[1]["class_loss"]
+
+    right, wrong = class_loss(0.0, LABELS), class_loss(0.0, 1 - LABELS)
+    assert abs(right - wrong) > 1e-3
+    assert class_loss(0.4, LABELS) == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-5)
+
+
 def test_the_cross_entropy_is_phased_in():
     network, shares = make_network(), []
     for seen in (0, 149, 299, 5000):
@@ -193,6 +207,7 @@ def test_validation_judges_alike_however_long_training_has_gone_on():
         ({"min_snr_gamma": 0.0}, "min_snr_gamma"),
         ({"hybrid_weight": -1.0}, "hybrid_weight"),
         ({"label_dropout": 1.0}, "label_dropout"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
     ],
 )
 def test_a_wrong_parameter_is_named(arguments, named):

@@ -6,6 +6,7 @@ from functools import partial
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import RestException
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
@@ -97,6 +98,17 @@ def test_only_a_run_that_can_be_gone_on_with_keeps_its_folder(
     left = [path.name for path in (tmp_path / "cache").glob("runs/*/checkpoint")]
     assert left == (["checkpoint"] if kept else [])
     assert ("resume_key" in workspace.runs()[0].data.tags) is kept
+
+
+def test_a_user_without_permission_is_told_whom_to_ask(tmp_path):
+    """The text of the server's answer, which may hold names, is left out."""
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    forbidden = RestException({"error_code": "PERMISSION_DENIED", "message": "for Ms Example"})
+    with pytest.raises(Outage, match="EDIT permission") as told, start_run("a", {}):
+        raise forbidden
+    assert "Example" not in str(told.value)
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
 
 
 @pytest.mark.parametrize(("dataset", "same"), [("phantom", True), ("inbreast", False)])

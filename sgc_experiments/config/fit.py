@@ -82,6 +82,13 @@ class FitConfig(DataConfig):
         description="the weight of the class cross-entropy beside the denoising (0: without, in "
         "two thirds of the time)",
     )
+    label_smoothing: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="the share of each label that the cross-entropy of sgc or a timm model spreads "
+        "over the classes",
+    )
     label_dropout: float = Field(
         0.0, ge=0, lt=1, description="the share of labels hidden to train the null class"
     )
@@ -187,7 +194,6 @@ class FitConfig(DataConfig):
         False,
         description="weigh the classes of a timm model by rarity (needs balanced=false)",
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of a timm model")
     mixup: float = Field(0.0, ge=0, le=10, description="the strength of a timm model's mixup")
     drop_rate: float = Field(
         0.0, ge=0, lt=1, description="dropout before a timm model's last layer"

@@ -35,6 +35,7 @@ _NETWORK_AND_OBJECTIVE = (
     "log_snr_sampling",
     "weighting",
     "hybrid_weight",
+    "label_smoothing",
     "label_dropout",
     "evaluations",
     "likelihood",
