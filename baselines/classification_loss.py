@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from sgc_experiments.augmentation import apply_symmetry
 from sgc_experiments.batches import to_model_range
 from sgc_experiments.evaluation_plan import mean_pairwise_auc
+from sgc_experiments.training_settings import Moment
 
 # Pixels per forward pass without gradients: bounds the memory of activations.
 _PIXELS_AT_ONCE = 2**20
@@ -51,11 +52,11 @@ class ClassificationLoss:
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        step: int,
+        moment: Moment,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch (B, 1, S, S), and metrics for the log; `network` in training mode.
 
-        It is the same at every `step`.
+        It is the same at every moment.
         """
         other, share = self._partners(len(labels), generator)
         if other is not None:

@@ -21,7 +21,7 @@ from benchmarks.report import Result, note, run, seconds
 from sgc_experiments.batches import ImageSet
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.training import TrainingSettings, train
-from sgc_experiments.training_settings import has_fast_bf16
+from sgc_experiments.training_settings import Moment, has_fast_bf16
 
 _ROWS = 8  # of the table of operators
 
@@ -101,7 +101,9 @@ def _training_step(size: Size, classifier: ScoreBasedClassifier) -> tuple[list[f
     labels = torch.arange(len(x)) % 2
 
     def gradient() -> None:
-        loss, _ = classifier.objective.loss(classifier.network, x, labels, torch.Generator(), 0)
+        loss, _ = classifier.objective.loss(
+            classifier.network, x, labels, torch.Generator(), Moment(0, 0.0)
+        )
         loss.backward()
 
     flops = _flops(gradient)

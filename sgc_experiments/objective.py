@@ -20,7 +20,9 @@ draw is so overconfident that a few images make the whole cross-entropy. A share
 spread over both classes: images that are known by heart would be told apart ever more surely. c is
 an image's own class or another, drawn at random, so that a step costs two passes however many
 classes there are. η grows from zero over the first steps: a network that cannot denoise yet follows
-the cross-entropy's noise alone, and at high learning rates may not learn to denoise any more.
+the cross-entropy's noise alone, and at high learning rates may not learn to denoise any more. Later
+it falls to zero with the budget: the cross-entropy shows early what tells the classes apart, and
+soon after learns the training images by heart, which the denoising does far more slowly.
 """
 
 import math
@@ -36,6 +38,7 @@ from sgc_experiments.likelihood import make_draws, squared_errors
 from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
 from sgc_experiments.score_network import ScoreNetwork, alpha_sigma
 from sgc_experiments.sde import SDE
+from sgc_experiments.training_settings import Moment
 
 WEIGHTINGS = ("elbo", "simple", "min_snr", "sigmoid")
 _BINS = 32  # of the importance-sampling density
@@ -43,7 +46,7 @@ _WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
-_PHASED_IN = 300  # steps until η is whole
+_PHASED_IN = 300  # steps over which η grows
 
 
 class DenoisingScoreMatching(nn.Module):
@@ -163,7 +166,7 @@ class DenoisingScoreMatching(nn.Module):
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        step: int,
+        moment: Moment,
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch, and metrics for the log.
 
@@ -172,7 +175,7 @@ class DenoisingScoreMatching(nn.Module):
             images: (B, 1, S, S), range [−1, 1].
             labels: int64 (B,); −1 means without a label.
             generator: Source of all noise, on the device of the images.
-            step: Steps taken before this one, which decide how far η has grown.
+            moment: Of the training, which decides what has become of η.
         """
         x = network.standardise(images)
         density = self.sampling_density()
@@ -192,8 +195,7 @@ class DenoisingScoreMatching(nn.Module):
         metrics = {"denoising_loss": float(total.detach())}
         if len(pair_errors):
             entropy = self._cross_entropy(x, log_snr[~null.cpu()], pair_errors)
-            phase = min(1.0, (step + 1) / _PHASED_IN)
-            total = total + phase * self.hybrid_weight * entropy
+            total = total + _share_of_hybrid_weight(moment) * self.hybrid_weight * entropy
             metrics["class_loss"] = float(entropy.detach())
         return total, metrics
 
@@ -301,6 +303,11 @@ class DenoisingScoreMatching(nn.Module):
     def _evidence_scale(self, x: Tensor) -> float:
         """½ (λmax − λmin) D: what turns a mean squared error into nats."""
         return 0.5 * (self.high - self.low) * x[0].numel()
+
+
+def _share_of_hybrid_weight(moment: Moment) -> float:
+    """Up over the first steps, and down to zero with the budget along half a cosine."""
+    return min(1.0, (moment.step + 1) / _PHASED_IN) * 0.5 * (1 + math.cos(math.pi * moment.spent))
 
 
 def _mean_square(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from sgc_experiments.interruption import held_back
 from sgc_experiments.progress import progress_bar
 from sgc_experiments.training_settings import (
     Budget,
+    Moment,
     TrainingSettings,
     choose_device,
     has_fast_bf16,
@@ -103,12 +104,14 @@ class Objective(Protocol):
     monitor: str
 
     def loss(
-        self, network: Any, images: Tensor, labels: Tensor, generator: torch.Generator, step: int
+        self,
+        network: Any,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        moment: Moment,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,).
-
-        `step` is the number of optimiser steps taken before.
-        """
+        """Scalar loss and metrics of a batch (B, 1, S, S) in [−1, 1] with labels int64 (B,)."""
         ...
 
     def validate(self, network: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -271,11 +274,12 @@ class _Run:
     def take_step(self, budget: Budget) -> None:
         """One optimiser step."""
         settings, state = self.settings, self.state
-        rate = settings.learning_rate * _schedule(self.spent(budget), settings.warmup)
+        moment = Moment(state.step, self.spent(budget))
+        rate = settings.learning_rate * _schedule(moment.spent, settings.warmup)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         indices = self.order.batch(state.step)
-        metrics = self._add_gradients(indices)
+        metrics = self._add_gradients(indices, moment)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
         (sound,) = ranks.first_says(math.isfinite(metrics["loss"] + float(norm)))
         if not sound:
@@ -291,7 +295,7 @@ class _Run:
                 else {"skipped_steps": float(state.skipped)}
             )
 
-    def _add_gradients(self, indices: np.ndarray) -> dict[str, float]:
+    def _add_gradients(self, indices: np.ndarray, moment: Moment) -> dict[str, float]:
         """The gradients of a batch, and its metrics."""
         settings = self.settings
         images = self.on_device(to_model_range(self.train_set.images[indices]))
@@ -305,7 +309,7 @@ class _Run:
         self.network.train()
         metrics: dict[str, float] = defaultdict(float)
         parts = [
-            (some, theirs, generator, self.state.step)
+            (some, theirs, generator, moment)
             for some, theirs in zip(
                 *(x.chunk(settings.accumulate) for x in (images, labels)), strict=True
             )

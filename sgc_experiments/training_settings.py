@@ -117,6 +117,13 @@ class Budget(NamedTuple):
         return min(1.0, used / self.amount)
 
 
+class Moment(NamedTuple):
+    """How far a training has come: `step` steps, and the share `spent` of its budget."""
+
+    step: int
+    spent: float
+
+
 def choose_device(name: str) -> torch.device:
     """The torch device for "auto" (a GPU if there is one) or a device's name.
 

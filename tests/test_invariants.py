@@ -25,6 +25,7 @@ from sgc_experiments.noise_levels import LogSNRDensity, stratified_uniforms
 from sgc_experiments.objective import DenoisingScoreMatching
 from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
+from sgc_experiments.training_settings import Moment
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
 slowly = settings(deadline=None, max_examples=12, derandomize=True)
@@ -172,7 +173,7 @@ def test_the_objective_is_finite_for_any_batch(
         label_dropout=0.3,
     )
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss, metrics = objective.loss(network, images, labels, generator, 0)
+        loss, metrics = objective.loss(network, images, labels, generator, Moment(0, 0.0))
     loss.backward()
     assert math.isfinite(float(loss.detach()))
     assert all(math.isfinite(value) for value in metrics.values())

@@ -10,6 +10,7 @@ from sgc_experiments.noise_levels import SAMPLINGS
 from sgc_experiments.objective import WEIGHTINGS, DenoisingScoreMatching, _with_another
 from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import make_sde
+from sgc_experiments.training_settings import Moment
 
 LOW, HIGH = -4.0, 8.0
 
@@ -27,6 +28,7 @@ def make_network(classes=2):
     return network
 
 
+START, GROWN = Moment(0, 0.0), Moment(300, 0.0)
 IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS = torch.arange(8) % 2
 
@@ -67,7 +69,7 @@ def test_sampling_never_changes_the_expected_loss(weighting):
             # In a new order every time, lest an image always meet the same stratum of noise levels.
             orders = [torch.randperm(len(IMAGES), generator=generator) for _ in range(150)]
             losses = [
-                float(objective.loss(network, IMAGES[order], LABELS[order], generator, 0)[0])
+                float(objective.loss(network, IMAGES[order], LABELS[order], generator, START)[0])
                 for order in orders
             ]
         means[sampling] = (np.mean(losses), np.std(losses) / math.sqrt(len(losses)))
@@ -82,7 +84,9 @@ def test_sampling_never_changes_the_expected_loss(weighting):
 def test_unlabelled_images_train_the_null_class_alone():
     network = make_network()
     labels = torch.full((8,), -1)
-    loss, _ = make_objective().loss(network, IMAGES, labels, torch.Generator().manual_seed(0), 0)
+    loss, _ = make_objective().loss(
+        network, IMAGES, labels, torch.Generator().manual_seed(0), START
+    )
     loss.backward()
     rows = network.class_embedding.weight.grad.abs().sum(1) > 0
     assert rows.tolist() == [False, False, True]
@@ -91,7 +95,7 @@ def test_unlabelled_images_train_the_null_class_alone():
 def test_label_dropout_trains_the_null_class_too():
     network = make_network()
     objective = make_objective(label_dropout=0.5)
-    loss, _ = objective.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 0)
+    loss, _ = objective.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), START)
     loss.backward()
     assert (network.class_embedding.weight.grad.abs().sum(1) > 0).all()
 
@@ -101,14 +105,14 @@ def test_the_hybrid_adds_the_cross_entropy_of_shared_noise():
     network that does not know the classes."""
     network = make_network()
     plain, hybrid = make_objective(), make_objective(hybrid_weight=0.1)
-    first, _ = plain.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 300)
-    second, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 300)
+    first, _ = plain.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), GROWN)
+    second, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), GROWN)
     assert metrics["denoising_loss"] == pytest.approx(float(first.detach()), rel=1e-4)
     assert float(second.detach()) == pytest.approx(
         float(first.detach()) + 0.1 * metrics["class_loss"], rel=1e-4
     )
     torch.nn.init.zeros_(network.class_embedding.weight)
-    _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), 0)
+    _, metrics = hybrid.loss(network, IMAGES, LABELS, torch.Generator().manual_seed(0), START)
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
@@ -119,23 +123,23 @@ def test_label_smoothing_spreads_a_share_of_each_label():
     def class_loss(smoothing, labels):
         hybrid = make_objective(hybrid_weight=0.1, label_smoothing=smoothing)
         generator = torch.Generator().manual_seed(0)
-        return hybrid.loss(network, IMAGES, labels, generator, 0)[1]["class_loss"]
+        return hybrid.loss(network, IMAGES, labels, generator, START)[1]["class_loss"]
 
     right, wrong = class_loss(0.0, LABELS), class_loss(0.0, 1 - LABELS)
     assert abs(right - wrong) > 1e-3
     assert class_loss(0.4, LABELS) == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-5)
 
 
-def test_the_cross_entropy_is_phased_in():
+def test_the_cross_entropy_comes_and_goes():
     network, shares = make_network(), []
-    for seen in (0, 149, 299, 5000):
+    for moment in ((0, 0.0), (149, 0.0), (299, 0.0), (5000, 0.5), (0, 0.5), (5000, 1.0)):
         hybrid = make_objective(hybrid_weight=10.0)
         total, metrics = hybrid.loss(
-            network, IMAGES, LABELS, torch.Generator().manual_seed(0), seen
+            network, IMAGES, LABELS, torch.Generator().manual_seed(0), Moment(*moment)
         )
         part = float(total.detach()) - metrics["denoising_loss"]
         shares.append(part / (10 * metrics["class_loss"]))
-    assert shares == pytest.approx([1 / 300, 0.5, 1, 1], rel=1e-3)
+    assert shares == pytest.approx([1 / 300, 0.5, 1, 0.5, 1 / 600, 0], rel=1e-3, abs=1e-6)
 
 
 def test_the_hybrid_costs_two_passes_however_many_classes():
@@ -144,7 +148,7 @@ def test_the_hybrid_costs_two_passes_however_many_classes():
     network.head.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
     _, metrics = make_objective(hybrid_weight=0.1).loss(
-        network, IMAGES, labels, torch.Generator().manual_seed(0), 0
+        network, IMAGES, labels, torch.Generator().manual_seed(0), START
     )
     assert rows == [16]
     assert metrics["class_loss"] == pytest.approx(math.log(2), rel=1e-5)
@@ -162,10 +166,10 @@ def test_the_hybrid_takes_unlabelled_images():
     network = make_network()
     labels = torch.tensor([0, -1, 1, -1, 0, -1, 1, -1])
     hybrid = make_objective(hybrid_weight=0.1)
-    loss, metrics = hybrid.loss(network, IMAGES, labels, torch.Generator().manual_seed(0), 0)
+    loss, metrics = hybrid.loss(network, IMAGES, labels, torch.Generator().manual_seed(0), START)
     assert math.isfinite(float(loss.detach()))
     only = torch.full((8,), -1)
-    _, metrics = hybrid.loss(network, IMAGES, only, torch.Generator().manual_seed(0), 0)
+    _, metrics = hybrid.loss(network, IMAGES, only, torch.Generator().manual_seed(0), START)
     assert "class_loss" not in metrics
 
 

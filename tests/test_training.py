@@ -33,7 +33,7 @@ class Classification:
 
     monitor = "entropy"
 
-    def loss(self, network, images, labels, generator, step):
+    def loss(self, network, images, labels, generator, moment):
         loss = nn.functional.cross_entropy(network(images), labels)
         return loss, {"entropy": float(loss.detach())}
 
@@ -131,10 +131,10 @@ class Interrupted(Classification):
             if self.call == 0:
                 signal.raise_signal(signal.SIGINT)
 
-    def loss(self, network, images, labels, generator, step):
+    def loss(self, network, images, labels, generator, moment):
         self.seen += images.mean()
         self.count("loss")
-        loss, metrics = super().loss(network, images, labels, generator, step)
+        loss, metrics = super().loss(network, images, labels, generator, moment)
         return loss, metrics | {"seen": float(self.seen)}
 
     def validate(self, network, images, labels):
@@ -283,8 +283,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed):
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_images(tmp_path):
     class Diverging(Classification):
-        def loss(self, network, images, labels, generator, step):
-            loss, metrics = super().loss(network, images, labels, generator, step)
+        def loss(self, network, images, labels, generator, moment):
+            loss, metrics = super().loss(network, images, labels, generator, moment)
             self.calls = getattr(self, "calls", 0) + 1
             return loss * (math.nan if self.calls == 6 else 1), metrics
 
@@ -300,8 +300,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_images(tmp_path):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_batch_can_be_left_out(bad, caplog, tmp_path):
     class Diverging(Classification):
-        def loss(self, network, images, labels, generator, step):
-            loss, metrics = super().loss(network, images, labels, generator, step)
+        def loss(self, network, images, labels, generator, moment):
+            loss, metrics = super().loss(network, images, labels, generator, moment)
             self.calls = getattr(self, "calls", 0) + 1
             return loss * (bad if self.calls in (3, 6) else 1), metrics
 
@@ -320,8 +320,8 @@ def test_a_batch_can_be_left_out(bad, caplog, tmp_path):
 
 def test_not_every_batch_can_be_left_out():
     class Diverged(Classification):
-        def loss(self, network, images, labels, generator, step):
-            loss, metrics = super().loss(network, images, labels, generator, step)
+        def loss(self, network, images, labels, generator, moment):
+            loss, metrics = super().loss(network, images, labels, generator, moment)
             return loss * math.nan, metrics
 
     with pytest.raises(TrainingDiverged, match="step 100"):

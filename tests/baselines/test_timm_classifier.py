@@ -13,7 +13,7 @@ from baselines.timm_classifier import TimmClassifier
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.batches import ImageSet
 from sgc_experiments.errors import UserError
-from sgc_experiments.training_settings import TrainingSettings
+from sgc_experiments.training_settings import Moment, TrainingSettings
 from tests.baselines.pictures import SIZE, discs
 
 ARCHITECTURES = (
@@ -252,7 +252,7 @@ def test_mixup_mixes_images_and_labels_alike():
     images = torch.arange(8.0).reshape(8, 1, 1, 1)
     labels = (torch.arange(8) >= 4).long()
     generator = torch.Generator().manual_seed(0)
-    ClassificationLoss(mixup=1.0).loss(network, images, labels, generator, 0)
+    ClassificationLoss(mixup=1.0).loss(network, images, labels, generator, Moment(0, 0.0))
     mixed = seen[0]
     assert not torch.equal(mixed, images)
     assert float(mixed.mean()) == pytest.approx(3.5, abs=1e-5)
