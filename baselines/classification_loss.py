@@ -92,7 +92,7 @@ class ClassificationLoss:
         return {
             "validation_loss": float((weights * losses).sum() / weights.sum()),
             "validation_accuracy": float((logits.argmax(1) == target).double().mean()),
-            "validation_auc": mean_pairwise_auc(logits.numpy(), labels, range(logits.shape[1])),
+            "validation_auc": mean_pairwise_auc(logits.numpy(), labels),
         }
 
     def state_dict(self) -> dict[str, Tensor]:

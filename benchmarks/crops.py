@@ -38,6 +38,7 @@ def phantom_crops(
     n_patients: int | None = None,
     input: str = "roi",
     seed: int = 0,
+    window: int | None = None,
 ) -> Crops:
     """Render, prepare and split a phantom; what is in the cache is not made again.
 
@@ -48,6 +49,7 @@ def phantom_crops(
         n_patients: How many patients training and validation may use; None means all.
         input: "roi", crops around lesions, or "whole".
         seed: Of the phantom.
+        window: Cut a square of so many pixels out of each image, with the lesion somewhere in it.
     """
     config = resolve_defaults(PrepareConfig(), gpu=False)
     dataset = load_dataset(
@@ -64,11 +66,36 @@ def phantom_crops(
         split = low_data_subset(split, n_patients=n_patients, seed=0)
     labels = dataset.table["label"].to_numpy(np.int64)
     rows = {name: split.indices(name, dataset.table) for name in ("train", "validation", "test")}
-    sets = {name: ImageSet(np.asarray(dataset.images[i]), labels[i]) for name, i in rows.items()}
+    images, boxes = dataset.images, dataset.boxes
+    if window:
+        images, boxes = _windows(images, boxes, window)
+    sets = {name: ImageSet(np.asarray(images[i]), labels[i]) for name, i in rows.items()}
     patients = dataset.table["patient"]
     return Crops(
         **sets,
         test_patients=patients.to_numpy()[rows["test"]],
-        test_boxes=dataset.boxes[rows["test"]],
-        rest=np.asarray(dataset.images[~patients.isin(split.manifest["patient"]).to_numpy()]),
+        test_boxes=boxes[rows["test"]],
+        rest=np.asarray(images[~patients.isin(split.manifest["patient"]).to_numpy()]),
     )
+
+
+def _windows(images: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (N, side, side) at random places that hold the lesion, and its boxes (N, 4) there.
+
+    A lesion that does not fit lies in the middle; without one, the window lies anywhere.
+    """
+    generator = np.random.default_rng(0)
+    cut, moved = np.empty((len(images), side, side), images.dtype), boxes.copy()
+    for i, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        furthest = len(image) - side
+        if np.isfinite(box).all():
+            first = np.clip(np.ceil(box[2:] - side), 0, furthest)
+            last = np.clip(np.floor(box[:2]), 0, furthest)
+            centred = np.clip((box[:2] + box[2:] - side) / 2, 0, furthest)
+            first, last = (np.where(first <= last, end, centred) for end in (first, last))
+        else:
+            first, last = np.zeros(2), np.full(2, furthest)
+        left, top = np.rint(generator.uniform(first, last)).astype(int)
+        cut[i] = image[top : top + side, left : left + side]
+        moved[i] -= [left, top, left, top]
+    return cut, moved

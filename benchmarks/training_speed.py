@@ -142,7 +142,7 @@ def _held_out_auc(
     low, high = choose_band(of_validation, levels, labels, *ends, draws=_DRAWS // 4)
     inside = (draws.log_snr >= low) & (draws.log_snr <= high)
     evidence = -of_test[:, inside].sum(1).numpy()
-    return mean_pairwise_auc(evidence, crops.test.labels, range(2))
+    return mean_pairwise_auc(evidence, crops.test.labels)
 
 
 if __name__ == "__main__":

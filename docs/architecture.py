@@ -23,8 +23,7 @@ PARTS = {
     "figures": "figures",
     "evaluation": "evaluation intervals metrics bootstrap comparison curves learning_curves "
     "predictions",
-    "MLflow": "tracking tracked_run past_runs model_registry registered_models low_data_registry "
-    "delivery",
+    "MLflow": "tracking tracked_run past_runs registered_models low_data_registry delivery",
     "this machine": "resumption file_lock claims interruption",
     "parameters": "config command_line choices",
     "data": "data",

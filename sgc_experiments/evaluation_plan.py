@@ -7,7 +7,6 @@ as a prediction has. Taking the best itself would follow the noise of a few hund
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -83,8 +82,7 @@ def choose_band(
             scores = [-errors[:, inside[r::repeats]].sum(1).numpy() for r in range(repeats)]
             bands.append((float(start), float(end)))
             found.append(np.mean([_placements(part, labels) for part in scores], axis=0))
-    classes = np.unique(labels)
-    auc = np.array([np.mean([f[labels == c].mean() for c in classes]) for f in found])
+    auc = np.array([_over_classes(placements, labels) for placements in found])
     best = int(auc.argmax())
     equal = [
         k
@@ -113,6 +111,11 @@ def _placements(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return shares / (len(classes) - 1)
 
 
+def _over_classes(placements: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over the classes of their images' mean `_placements`."""
+    return float(np.mean([placements[labels == c].mean() for c in np.unique(labels)]))
+
+
 def _standard_error(difference: np.ndarray, labels: np.ndarray) -> float:
     """Of the difference of two mean AUCs over the same images, from that of their `_placements`.
 
@@ -129,24 +132,16 @@ def _standard_error(difference: np.ndarray, labels: np.ndarray) -> float:
     return 2 / len(classes) * math.sqrt(variance)
 
 
-def mean_pairwise_auc(scores: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> float:
+def mean_pairwise_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """AUC of score differences, averaged over the pairs of classes that have images.
 
     Args:
         scores: (N, C), larger where class c is more likely.
         labels: int64 (N,).
-        classes: Which to compare.
 
     Returns:
         Between 0 and 1; NaN if no pair can be compared.
     """
-    values = []
-    present = [c for c in classes if np.any(labels == c)]
-    for place, first in enumerate(present):
-        for second in present[place + 1 :]:
-            pair = (labels == first) | (labels == second)
-            difference = torch.as_tensor(scores[pair, second] - scores[pair, first])
-            positive = torch.as_tensor(labels[pair] == second)
-            greater = difference[positive][:, None] - difference[~positive][None]
-            values.append(float((greater.sign() + 1).mean() / 2))
-    return float(np.mean(values)) if values else math.nan
+    if len(np.unique(labels)) < 2:
+        return math.nan
+    return _over_classes(_placements(scores, labels), labels)

@@ -292,7 +292,7 @@ class DenoisingScoreMatching(nn.Module):
         metrics = {
             "validation_loss": float((own * weight).sum(1).mean()),
             "validation_accuracy": float((evidence.argmax(1) == target).double().mean()),
-            "validation_auc": mean_pairwise_auc(evidence.numpy(), labels, range(network.classes)),
+            "validation_auc": mean_pairwise_auc(evidence.numpy(), labels),
         }
         if self.hybrid_weight and network.classes > 1:
             entropy = _pairwise_cross_entropy(self._evidence_scale(x) * per_pixel, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,38 @@ from sgc_experiments.past_runs import PastRun, past_run
 # A model is a hundred small files, of code for the most part.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CLASSIFIER = Path("artifacts") / "classifier"
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
+
+
+def pinned(uri: str) -> str:
+    """``models:/NAME/VERSION`` for a URI that may name an alias, which can move.
+
+    Raises:
+        UserError: the URI is none, or the registry does not know it.
+    """
+    match = _REGISTERED.fullmatch(uri)
+    if match is None:
+        raise UserError(f"{uri!r} names no registered model: write models:/NAME@ALIAS.")
+    name, version, alias = match["name"], match["version"], match["alias"]
+    client = MlflowClient()
+    try:
+        if alias:
+            version = client.get_model_version_by_alias(name, alias).version
+        else:
+            client.get_model_version(name, version)
+    except MlflowException:
+        raise UserError(f"The registry has no model {uri}; it has: {_known()}.") from None
+    return f"models:/{name}/{version}"
+
+
+def _known() -> str:
+    return ", ".join(sorted(m.name for m in MlflowClient().search_registered_models())) or "none"
+
+
+def run_id_of(uri: str) -> str:
+    """The id of the run that fitted ``models:/NAME/VERSION``, as `pinned` returns it, or ""."""
+    name, version = uri.removeprefix("models:/").split("/")
+    return MlflowClient().get_model_version(name, version).run_id or ""
 
 
 def download_model(model_uri: str, folder: Path) -> tuple[Path, str]:
@@ -39,13 +72,12 @@ def download_model(model_uri: str, folder: Path) -> tuple[Path, str]:
         local = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder)))
         run_id = Model.load(str(local)).run_id or ""
     except (MlflowException, OSError):
-        names = sorted(model.name for model in MlflowClient().search_registered_models())
         raise UserError(
-            f"model_uri={model_uri} could not be read; give models:/NAME@champion or "
-            f"models:/NAME/VERSION, where NAME is one of {', '.join(names) or '(none registered)'}."
+            f"The model {model_uri} could not be read; give models:/NAME@champion or "
+            f"models:/NAME/VERSION, where NAME is one of: {_known()}."
         ) from None
     if not (local / CLASSIFIER / "facts.json").is_file():
-        raise UserError(f"model_uri={model_uri} is no classifier that this project logged.")
+        raise UserError(f"The model {model_uri} is no classifier that this project logged.")
     return local / CLASSIFIER, run_id
 
 

@@ -27,8 +27,8 @@ from sgc_experiments.experiments.models import check_model
 from sgc_experiments.experiments.starting_weights import seen_by_registered
 from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
-from sgc_experiments.model_registry import pinned
 from sgc_experiments.past_runs import earlier_runs
+from sgc_experiments.registered_models import pinned
 from sgc_experiments.resumption import cache_identity
 from sgc_experiments.tracking import (
     LOST,

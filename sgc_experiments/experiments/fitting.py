@@ -41,8 +41,8 @@ from sgc_experiments.experiments.starting_weights import start_from_registered
 from sgc_experiments.experiments.team import give
 from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabelled
 from sgc_experiments.metrics import logged_auc
-from sgc_experiments.model_registry import pinned
 from sgc_experiments.protocol import Classifier, predict_together
+from sgc_experiments.registered_models import pinned
 from sgc_experiments.tracking import TrackedRun
 
 if TYPE_CHECKING:

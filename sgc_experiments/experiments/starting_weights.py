@@ -16,8 +16,12 @@ from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments.leakage import Seen, check_start, log_nameless, seen_by
 from sgc_experiments.experiments.models import load_classifier
-from sgc_experiments.model_registry import download_classifier, pinned, run_id_of
-from sgc_experiments.registered_models import run_that_fitted
+from sgc_experiments.registered_models import (
+    download_model,
+    pinned,
+    run_id_of,
+    run_that_fitted,
+)
 from sgc_experiments.tracking import TrackedRun
 
 
@@ -41,14 +45,14 @@ def start_from_registered(
     check_start(seen, manifest, f"init_from={uri}")
     log_nameless(run, seen, f"init_from={uri}")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = download_classifier(exact, Path(scratch))
+        folder, run_id = download_model(exact, Path(scratch))
         other = load_classifier(folder)
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if not isinstance(other, ScoreBasedClassifier):
         raise UserError(f"init_from={uri} is no generative classifier, whose weights sgc needs.")
     classifier.start_from(other)
     # The version may be deleted from the registry; the run tells on whom the weights were fitted.
-    run.set_tags({"init_from": exact, "init_run_id": run_id_of(exact), "init_digest": digest})
+    run.set_tags({"init_from": exact, "init_run_id": run_id, "init_digest": digest})
 
 
 def seen_by_registered(uri: str) -> Seen:

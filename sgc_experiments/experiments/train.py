@@ -14,7 +14,7 @@ from sgc_experiments.experiments.datasets import Data, load_images, split_images
 from sgc_experiments.experiments.fitting import fit_and_publish
 from sgc_experiments.experiments.models import check_model
 from sgc_experiments.experiments.team import team
-from sgc_experiments.model_registry import pinned
+from sgc_experiments.registered_models import pinned
 from sgc_experiments.tracking import TrackedRun, start_run
 from sgc_experiments.training_settings import choose_device
 
