@@ -1,6 +1,6 @@
 """How a metric grows with the training set: bands, differences, how many patients a model needs.
 
-A cell of the study is one model, trained on one number of patients with one seed, and tested on the
+A cell of the grid is one model, trained on one number of patients with one seed, and tested on the
 same test patients as every other cell. Two things could have come out otherwise: which patients
 were drawn for training (the seed) and which for testing. Means over the seeds and their paired
 differences get the interval of `bootstrap.interval`: over resamples of the test patients, which all

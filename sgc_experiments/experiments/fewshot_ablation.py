@@ -62,14 +62,14 @@ def fewshot_ablation(config: FewshotConfig) -> None:
     """
     gpu = choose_device(config.device).type == "cuda"
     config = resolve_defaults(config, gpu=gpu)
-    key = _study_key(config)
+    key = _ablation_key(config)
     refusal = "Another process is at work on the same ablation; wait for it, or change a parameter."
     with locked(config.cache_dir / "locks" / f"ablation-{key}.lock", refusal=refusal):
         earlier = _unfinished(key)
         # `mlflow run` has opened a run of its own, which then takes the place of the earlier one.
         resumed = earlier[-1] if earlier and "MLFLOW_RUN_ID" not in os.environ else ""
         name = f"fewshot-{config.dataset}-{config.input}{config.image_size}-{config.preset}"
-        tags = {"entry_point": config.entry_point, "dataset": config.dataset, "study_key": key}
+        tags = {"entry_point": config.entry_point, "dataset": config.dataset, "ablation_key": key}
         with start_run(name, tags | {"commit": commit()}, run_id=resumed) as run:
             for other in earlier:
                 if other != run.run_id:
@@ -77,10 +77,10 @@ def fewshot_ablation(config: FewshotConfig) -> None:
             run.log_config(config.model_dump(exclude=_HOW))
             run.log_environment()
             check_shared(config.executor, Store.of(run).tracking_uri, "MLFLOW_TRACKING_URI")
-            _study(run, config, gpu=gpu)
+            _fill_the_grid(run, config, gpu=gpu)
 
 
-def _study(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
+def _fill_the_grid(run: TrackedRun, config: FewshotConfig, *, gpu: bool) -> None:
     announce(", ".join(config.models), config, gpu=gpu)
     for model in config.models:
         check_model(config.of(model, n_patients="all", seed=0, prevalence=None).model)
@@ -124,7 +124,7 @@ def _check_start(uri: str, dataset: ImageDataset) -> None:
         )
 
 
-def _study_key(config: FewshotConfig) -> str:
+def _ablation_key(config: FewshotConfig) -> str:
     """A digest of the ablation, and of the cache: on another machine, it may still be at work."""
     relevant = config.model_dump(mode="json", exclude=_HOW)
     text = json.dumps([relevant, cache_identity(config.cache_dir)], sort_keys=True)
@@ -133,7 +133,7 @@ def _study_key(config: FewshotConfig) -> str:
 
 def _unfinished(key: str) -> list[str]:
     """Runs of the same ablation that were broken off on this machine, oldest first."""
-    tags = {"study_key": key, "commit": commit()}
+    tags = {"ablation_key": key, "commit": commit()}
     runs = earlier_runs(None, tags=tags)
     return [
         run.run_id for run in runs if run.status in UNFINISHED and "continued_by" not in run.tags
