@@ -50,8 +50,7 @@ def run_folder(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> I
     if config.get("dataset") == "phantom":  # whose default depends on the working folder
         beside |= {"data_dir"}
     relevant = {name: value for name, value in config.items() if name not in beside}
-    text = json.dumps([relevant, identity, cache_identity(cache_dir)], sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    key = key_of(relevant, identity, cache_identity(cache_dir))
     runs = cache_dir / "runs"
     try:
         name, lock = _first_free(runs, key)
@@ -59,6 +58,11 @@ def run_folder(cache_dir: Path, config: Mapping[str, Any], **identity: str) -> I
         raise unwritable(cache_dir, error) from None
     with lock:
         yield RunFolder(name, runs / name)
+
+
+def key_of(*facts: Any) -> str:
+    """A digest of facts, which are JSON-able: equal work is found again by it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def empty(folder: RunFolder) -> None:

@@ -142,6 +142,6 @@ def test_values_that_contradict_each_other_are_told():
 
 def test_only_what_decides_on_trials_decides_on_the_study():
     same = tuning("--trials", "50", "--storage", "sqlite:///x.db", "--refit_seeds", "1")
-    assert same.deciding() == tuning().deciding()
+    assert same.of_study() == tuning().of_study()
     for changed in (["--search", "beta_max=5:10"], ["--objective", "both"], ["--seed", "1"]):
-        assert tuning(*changed).deciding() != tuning().deciding()
+        assert tuning(*changed).of_study() != tuning().of_study()

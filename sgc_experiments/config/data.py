@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from sgc_experiments.command_line import Config
 from sgc_experiments.config.types import AUTO, Auto, Dataset, Names
+
+# Where things lie, and how many work on them.
+_BESIDE_THE_NUMBERS = ("data_dir", "table", "cache_dir", "config", "workers", "processes")
 
 
 class DataConfig(Config):
@@ -85,6 +88,13 @@ class DataConfig(Config):
     seed: int = Field(
         0, ge=0, lt=2**31, description="the seed of all else: weights, batches, noise"
     )
+
+    def deciding(self, *beside: str) -> dict[str, Any]:
+        """What decides on the numbers of a run, JSON-able.
+
+        Left out are where things lie, how many work on them, and the parameters `beside`.
+        """
+        return self.model_dump(mode="json", exclude={*_BESIDE_THE_NUMBERS, *beside})
 
     @model_validator(mode="after")
     def _table_belongs_to_its_dataset(self) -> DataConfig:

@@ -20,24 +20,17 @@ from sgc_experiments.config.types import AUTO, GENERATIVE_MODEL
 from sgc_experiments.errors import UserError
 
 # What decides neither on a trial nor on the result that is sought.
-_BESIDE_STUDY = frozenset(
-    {
-        "data_dir",
-        "table",
-        "cache_dir",
-        "config",
-        "workers",
-        "bootstrap",
-        "register_model",
-        "device",
-        "trials",
-        "storage",
-        "budget",
-        "refit_seeds",
-        "lost_after",
-        "executor",
-        "study_workers",
-    }
+_BESIDE_STUDY = (
+    "bootstrap",
+    "register_model",
+    "device",
+    "trials",
+    "storage",
+    "budget",
+    "refit_seeds",
+    "lost_after",
+    "executor",
+    "study_workers",
 )
 
 
@@ -152,11 +145,10 @@ class TuneConfig(FitConfig):
             reasons = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
             raise UserError(f"The values contradict each other: {'; '.join(reasons)}.") from None
 
-    def deciding(self) -> dict[str, Any]:
+    def of_study(self) -> dict[str, Any]:
         """All that decides on a trial: two commands that agree in it work on one study."""
-        return self.model_dump(mode="json", exclude=set(_BESIDE_STUDY)) | {
-            "search": {name: str(dimension) for name, dimension in self.space().items()}
-        }
+        space = {name: str(dimension) for name, dimension in self.space().items()}
+        return self.deciding(*_BESIDE_STUDY) | {"search": space}
 
 
 def resolve_tuning(config: TuneConfig, *, gpu: bool) -> TuneConfig:

@@ -8,8 +8,6 @@ begun anew, since nothing tells there whether it is still at work.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -26,10 +24,10 @@ from sgc_experiments.experiments.fitting import fit, log_model, measure, predict
 from sgc_experiments.experiments.models import build_classifier
 from sgc_experiments.file_lock import locked
 from sgc_experiments.past_runs import PastRun, earlier_runs
+from sgc_experiments.resumption import key_of
 from sgc_experiments.tracking import Store, TrackedRun, end_run, start_run
 
 UNFINISHED = ("RUNNING", "SCHEDULED", "KILLED")
-_BESIDE_THE_NUMBERS = {"data_dir", "table", "cache_dir", "config", "workers", "register_model"}
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +108,7 @@ class CellResult:
 
 def cell_key(model: str, config: TrainConfig, data_digest: str) -> str:
     """A digest of everything that decides on a cell's numbers."""
-    relevant = config.model_dump(mode="json", exclude=_BESIDE_THE_NUMBERS)
-    text = json.dumps([model, relevant, data_digest], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return key_of(model, config.deciding("register_model"), data_digest)
 
 
 def run_cell(job: CellJob) -> CellResult:

@@ -5,8 +5,6 @@ A model that a broken-off command of the same configuration has finished is take
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 
@@ -19,6 +17,7 @@ from sgc_experiments.experiments.models import check_model
 from sgc_experiments.experiments.team import team
 from sgc_experiments.experiments.train import announce, run_model, run_name, run_tags
 from sgc_experiments.past_runs import PastRun, finished_runs
+from sgc_experiments.resumption import key_of
 from sgc_experiments.tracking import commit, start_run
 from sgc_experiments.training_settings import choose_device
 
@@ -81,8 +80,4 @@ def _fit(config: TrainConfig, dataset: ImageDataset) -> PastRun:
 
 def _key(config: TrainConfig, dataset: ImageDataset) -> str:
     """A digest of everything that decides on the run of a model."""
-    relevant = config.model_dump(
-        mode="json", exclude={"data_dir", "table", "cache_dir", "config", "workers", "processes"}
-    )
-    text = json.dumps([relevant, dataset.digest], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return key_of(config.deciding(), dataset.digest)

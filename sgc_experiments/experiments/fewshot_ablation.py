@@ -7,8 +7,6 @@ run and every finished cell.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
 from sgc_experiments.past_runs import earlier_runs
 from sgc_experiments.registered_models import pinned
-from sgc_experiments.resumption import cache_identity
+from sgc_experiments.resumption import cache_identity, key_of
 from sgc_experiments.tracking import (
     LOST,
     Store,
@@ -127,8 +125,7 @@ def _check_start(uri: str, dataset: ImageDataset) -> None:
 def _ablation_key(config: FewshotConfig) -> str:
     """A digest of the ablation, and of the cache: on another machine, it may still be at work."""
     relevant = config.model_dump(mode="json", exclude=_HOW)
-    text = json.dumps([relevant, cache_identity(config.cache_dir)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return key_of(relevant, cache_identity(config.cache_dir))
 
 
 def _unfinished(key: str) -> list[str]:

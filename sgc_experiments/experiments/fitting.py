@@ -6,7 +6,6 @@ explanations that a generative model can draw.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -43,6 +42,7 @@ from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabell
 from sgc_experiments.metrics import logged_auc
 from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.registered_models import pinned
+from sgc_experiments.resumption import key_of
 from sgc_experiments.tracking import TrackedRun
 
 if TYPE_CHECKING:
@@ -62,21 +62,7 @@ DATA_PARAMETERS = {
     *SPLIT_PARAMETERS,
 }
 # What changes neither the training nor its predictions.
-_BESIDE_TRAINING = frozenset(
-    {
-        "data_dir",
-        "table",
-        "cache_dir",
-        "config",
-        "checkpoint_every",
-        "workers",
-        "processes",
-        "bootstrap",
-        "register_model",
-        "folds",
-        "repeats",
-    }
-)
+_BESIDE_TRAINING = ("checkpoint_every", "bootstrap", "register_model", "folds", "repeats")
 
 logger = logging.getLogger(__name__)
 
@@ -161,13 +147,12 @@ def fit(
 
 def fingerprint(config: TrainConfig, data: Data) -> str:
     """A digest of everything that changes the training, and so the predictions."""
-    relevant = config.model_dump(mode="json", exclude=set(_BESIDE_TRAINING))
+    relevant = config.deciding(*_BESIDE_TRAINING)
     if unlabelled := find_unlabelled(config, data):
         relevant["unlabelled"] = unlabelled.digest
     if config.init_from:  # an alias can move
         relevant["init_from"] = pinned(config.init_from)
-    text = json.dumps([relevant, data.dataset.digest, data.split.digest], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return key_of(relevant, data.dataset.digest, data.split.digest)
 
 
 class Predictions(NamedTuple):

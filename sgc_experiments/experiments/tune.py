@@ -140,7 +140,7 @@ def run_worker(job: WorkerJob) -> str:
 
 def study_name(config: TuneConfig, data: Data) -> str:
     """The name that all commands with the same data, space and objective give to their study."""
-    deciding = [config.deciding(), data.dataset.digest, data.split.digest]
+    deciding = [config.of_study(), data.dataset.digest, data.split.digest]
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
     return f"tune-{config.dataset}-{config.objective}-{digest[:12]}"
 
