@@ -103,7 +103,7 @@ def parameters_page() -> str:
         "",
         "Each is given as `-P name=value` after `mlflow run` or as `--name value`, in a YAML file "
         "with `-P config=FILE`, or as the environment variable `SGC_NAME`; an earlier one of these "
-        "wins. A wrong name or value ends the run as FAILED with one sentence.",
+        "wins. A wrong name or value is answered with one sentence and the exit status 2.",
         "",
     ]
     commands = {config.entry_point: config for config in (PhantomConfig, YardsticksConfig)}

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from sgc_experiments.command_line import parse
-from sgc_experiments.config import TrainConfig
+from sgc_experiments.config import TrainConfig, resolve_defaults
 from sgc_experiments.errors import without_paths
+from sgc_experiments.experiments.datasets import load_images
 from tests.conftest import SMALL
 
 
@@ -146,14 +147,20 @@ def test_the_first_of_equals_is_champion(finished):
     assert champion.description in described
 
 
-def test_the_registered_model_answers_in_a_fresh_process_and_holds_no_pickle(
-    finished, run, artifacts, tmp_path
+def test_the_registered_model_answers_in_a_fresh_process_and_holds_no_pickle_nor_image(
+    finished, artifacts, tmp_path
 ):
+    arguments = ["--config", f"{artifacts}/config.yaml", "--cache_dir", str(finished.cache)]
+    dataset = load_images(resolve_defaults(parse(TrainConfig, arguments), gpu=False))
+    images = dict(zip(dataset.table["image_id"], dataset.images, strict=True))
     predictions = _read(artifacts, "predictions.csv")
+    some = predictions[predictions["subset"] == "test"].head(2)
+    np.save(tmp_path / "images.npy", np.stack([images[image_id] for image_id in some["image_id"]]))
     code = """
 import mlflow, numpy as np
 model = mlflow.pyfunc.load_model("models:/sgc-phantom@champion")
-answer = model.predict(np.asarray(model.input_example, dtype=np.float32))
+answer = model.predict(np.load("images.npy").astype(np.float32) / 65535)
+np.save("example.npy", model.input_example)
 print(answer.to_json(orient="records"))
 """
     done = subprocess.run(
@@ -167,9 +174,11 @@ print(answer.to_json(orient="records"))
     answers = json.loads(done.stdout.splitlines()[-1])
     for answer in answers:
         assert answer["probability_benign"] + answer["probability_malignant"] == pytest.approx(1)
-    test = predictions[predictions["subset"] == "test"]
-    expected = test["probability"].to_numpy()[: len(answers)]
+    expected = some["probability"].tolist()
     assert [a["probability_malignant"] for a in answers] == pytest.approx(expected, abs=1e-6)
+    example = np.rint(np.load(tmp_path / "example.npy") * 65535).astype(np.uint16)
+    assert example.shape == (2, 32, 32)
+    assert not any((one == image).all() for one in example for image in images.values())
     version = finished.client.get_model_version_by_alias("sgc-phantom", "champion")
     mlflow.set_tracking_uri(finished.tracking_uri)
     folder = mlflow.artifacts.download_artifacts(

@@ -17,7 +17,7 @@ Processes = Annotated[
         ge=1,
         le=1024,
         description="processes that train each model together, on a GPU each or on the cores of "
-        "this machine; the result is that of one",
+        "this machine; without batch normalisation and dropout the result is that of one",
     ),
 ]
 

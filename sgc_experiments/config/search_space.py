@@ -94,6 +94,7 @@ TUNABLE = (
     "class_conditioning",
     "dropout",
     "prediction",
+    "label_smoothing",
     "label_dropout",
     "batch_size",
     "weight_decay",
