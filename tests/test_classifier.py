@@ -12,9 +12,12 @@ from sklearn.metrics import roc_auc_score
 
 from sgc_experiments.augmentation import AugmentationSettings
 from sgc_experiments.batches import ImageSet, to_model_range
+from sgc_experiments.calibration import Calibration
 from sgc_experiments.classifier import ScoreBasedClassifier
+from sgc_experiments.classifier_settings import ClassifierSettings
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import (
+    EvaluationPlan,
     _placements,
     _standard_error,
     choose_band,
@@ -66,6 +69,73 @@ def test_the_hybrid_objective_and_the_null_class_train():
     assert model.sample(2, 2, guidance=1.5).shape == (2, 8, 8)
 
 
+def test_the_objective_is_that_of_the_settings():
+    given = {
+        "weighting": "sigmoid", "log_snr_sampling": "importance", "hybrid_weight": 0.3,
+        "label_smoothing": 0.2, "label_dropout": 0.1,
+    }  # fmt: skip
+    objective = ScoreBasedClassifier(**TINY, **given).objective
+    assert {name: getattr(objective, name) for name in given} == given
+    assert (objective.low, objective.high) == (-2.0, 6.0)
+
+
+def test_a_model_that_was_not_fitted_knows_nothing(tmp_path):
+    assert ScoreBasedClassifier().settings == ClassifierSettings()
+    model = ScoreBasedClassifier(("a", "b", "c"), **TINY, evaluations=18)
+    model.save(tmp_path)
+    for one in (model, ScoreBasedClassifier.load(tmp_path)):
+        assert one.plan == EvaluationPlan(-2.0, 6.0, 6)
+        assert one.calibration == Calibration.identity(3)
+        assert one.prior.tolist() == pytest.approx([1 / 3] * 3)
+        assert one.typical is None
+        found = one.predict_log_odds(blobs(2).images)
+        assert (found.log_odds == 0).all()
+        assert found.out_of_distribution is None
+
+
+def test_fit_passes_on_what_training_is_told(tmp_path):
+    seen = []
+    result = ScoreBasedClassifier(**TINY).fit(
+        blobs(24), blobs(8, seed=1), settings=QUICK, checkpoint_dir=tmp_path,
+        on_step=lambda metrics, step: seen.append(step), should_stop=lambda: bool(seen),
+    )  # fmt: skip
+    assert (result.stopped, result.steps, seen) == ("interrupted", 10, [10])
+    assert any(tmp_path.iterdir())
+
+
+def test_the_plan_is_chosen_on_validation_images(monkeypatch):
+    asked = []
+
+    def choose(errors, log_snr, labels, low, high, *, draws):
+        asked.append((tuple(errors.shape), len(log_snr), labels.tolist(), low, high, draws))
+        return 0.0, 3.0
+
+    monkeypatch.setattr("sgc_experiments.classifier.choose_band", choose)
+    validation, flips = blobs(8, seed=1), (0, 1, 2, 3)
+    model = ScoreBasedClassifier(**TINY)
+    model.fit(blobs(24), validation, settings=QUICK)
+    assert asked == [((8, 64, 2), 64, validation.labels.tolist(), -2.0, 6.0, 16)]
+    assert model.plan == EvaluationPlan(0.0, 3.0, 16, flips)
+    one_class = ImageSet(validation.images, np.zeros(8, int))
+    nobody = ImageSet(validation.images[:0], validation.labels[:0])
+    for others in (one_class, nobody):
+        model.fit(blobs(24), others, settings=QUICK)
+        assert model.plan == EvaluationPlan(-2.0, 6.0, 16, flips)
+    assert len(asked) == 1
+    assert model.calibration == Calibration.identity(2)
+    assert model.typical is None
+
+
+def test_training_pixels_get_mean_0_and_variance_1():
+    model = ScoreBasedClassifier(**TINY)
+    images = blobs(5).images
+    model._standardise_to(images)
+    x = model.network.standardise(to_model_range(images))
+    assert (float(x.mean()), float(x.std())) == pytest.approx((0, 1), abs=1e-4)
+    model._standardise_to(np.full((3, 8, 8), 30000, np.uint16))
+    assert float(model.network.pixel_std) == pytest.approx(1e-3)
+
+
 def test_same_seed_same_model_and_same_answers():
     answers = []
     once = ScoreBasedClassifier(**TINY)
@@ -86,6 +156,9 @@ def test_a_saved_model_answers_alike(fitted, tmp_path):
     assert loaded.typical == fitted.typical
     assert np.array_equal(fitted.posterior(first.log_odds), loaded.posterior(second.log_odds))
     assert loaded.settings == fitted.settings
+    assert loaded.plan == fitted.plan
+    assert not loaded.network.training
+    assert loaded.to("cpu") is loaded
     assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json"}
 
 
@@ -105,7 +178,8 @@ def test_a_model_that_is_not_sound_is_refused(fitted, tmp_path, damage):
         torch.save({"network": 1}, weights)
     else:
         config.write_text(config.read_text().replace('"sgc"', '"resnet18"'))
-    with pytest.raises(UserError):
+    unsound = r"holds no sound model of this version \(\w+\): save or download it again\.$"
+    with pytest.raises(UserError, match="of kind 'resnet18'" if damage == "kind" else unsound):
         ScoreBasedClassifier.load(tmp_path)
 
 
@@ -134,6 +208,22 @@ def test_maps_sum_to_the_log_odds_and_point_at_the_evidence(fitted):
     log_odds = fitted.predict_log_odds(images).log_odds[:, 1]
     assert maps.sum((1, 2)) == pytest.approx(log_odds, rel=1e-4, abs=1e-3)
     assert fitted.explain(images, target=0, reference=1) == pytest.approx(-maps)
+
+
+@pytest.mark.parametrize("options", [{"seed": 3}, {"evaluations": 16}])
+def test_options_mean_the_same_to_maps_and_log_odds(fitted, options):
+    images = blobs(6, seed=5).images
+    log_odds = fitted.predict_log_odds(images, **options).log_odds[:, 1]
+    maps = fitted.explain(images, **options)
+    assert maps.sum((1, 2)) == pytest.approx(log_odds, rel=1e-4, abs=1e-3)
+    assert not np.allclose(log_odds, fitted.predict_log_odds(images).log_odds[:, 1])
+
+
+def test_a_prior_that_is_given_counts(fitted):
+    log_odds = fitted.predict_log_odds(blobs(4).images).log_odds
+    given = fitted.posterior(log_odds, prior=(0.9, 0.1))
+    assert np.array_equal(given, fitted.calibration.posterior(log_odds, (0.9, 0.1)))
+    assert (given[:, 1] < fitted.posterior(log_odds)[:, 1]).all()
 
 
 def test_evaluations_are_counted_and_can_be_overridden(fitted):
@@ -186,6 +276,7 @@ def test_sequential_stopping_spends_where_there_is_doubt(fitted):
         fitted.calibration.posterior(p.log_odds, (1, 1)).argmax(1) for p in (fixed, sequential)
     ]
     assert np.mean(decisions[0] == decisions[1]) > 0.95
+    assert fitted.predict_log_odds(images[:4], stop_z=0.5).evaluations >= 32
     hard = fitted.predict_log_odds(images, evaluations=128, stop_z=1e9)
     assert hard.evaluations == 128
     with pytest.raises(ValueError, match="stop_z"):
@@ -213,9 +304,24 @@ def test_the_flow_classifies_as_well(fitted, tmp_path, solver):
     alone = model.predict_log_odds(test.images[2:3])
     assert alone.log_odds[0] == pytest.approx(found.log_odds[2], rel=1e-3, abs=1e-2)
     for wrong in ({"evaluations": 8}, {"stop_z": 2.0}):
-        with pytest.raises(ValueError, match="likelihood=elbo"):
+        with pytest.raises(ValueError, match=r"^evaluations and stop_z are those of likelihood"):
             model.predict_log_odds(test.images, **wrong)
     assert model.predict_log_odds(test.images[:0]).log_odds.shape == (0, 2)
+
+
+def test_the_draws_beside_a_flow_are_those_of_the_seed(fitted, tmp_path, monkeypatch):
+    fitted.save(tmp_path)
+    model = ScoreBasedClassifier.load(tmp_path)
+    model.settings = replace(model.settings, likelihood="ode", ode_steps=2)
+    asked, make = [], EvaluationPlan.make_draws
+
+    def noted(plan, side, **options):
+        asked.append(options)
+        return make(plan, side, **options)
+
+    monkeypatch.setattr(EvaluationPlan, "make_draws", noted)
+    model.predict_log_odds(blobs(1).images, seed=5)
+    assert asked == [{"draws": 16, "seed": 5}]
 
 
 def test_dequantisation_fills_the_cell_of_a_grey_value():
@@ -240,11 +346,46 @@ def test_samples_are_images(fitted):
     assert np.array_equal(images, fitted.sample(1, 3, sampler="ancestral"))
 
 
-def test_a_class_without_images_is_named():
-    images, _ = blobs(8)
-    with pytest.raises(UserError, match="malignant"):
+def test_a_sample_is_asked_for_and_scaled_back(fitted, monkeypatch):
+    asked, x = [], torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
+
+    def sample(network, labels, image_size, **options):
+        asked.append((labels.tolist(), image_size, options))
+        return x
+
+    monkeypatch.setattr("sgc_experiments.classifier.sample", sample)
+    images = fitted.sample(1, 2, sampler="ancestral", guidance=1.5, seed=7)
+    fitted.sample(0, 1)
+    ends = {"log_snr_min": -2.0, "log_snr_max": 6.0}
+    assert asked == [
+        ([1, 1], 8, ends | {"sampler": "ancestral", "guidance": 1.5, "seed": 7}),
+        ([0], 8, ends | {"sampler": "probability_flow", "guidance": 1.0, "seed": 0}),
+    ]
+    again = fitted.network.standardise(to_model_range(images))
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "told"),
+    [
+        (
+            np.arange(8) % 3,
+            8,
+            r"^Training labels reach 2; classes are \('benign', 'malignant'\)\.$",
+        ),
+        (
+            np.zeros(8, int),
+            8,
+            r"^No training image is malignant: a class needs at least one\. "
+            r"Use more patients, or another split\.$",
+        ),
+        (np.arange(8) % 2, 10, "uint16"),
+    ],
+)
+def test_fit_refuses_in_one_sentence(train, validation, told):
+    with pytest.raises(UserError, match=told):
         ScoreBasedClassifier(**TINY).fit(
-            ImageSet(images, np.zeros(8, int)), blobs(4), settings=QUICK
+            ImageSet(blobs(8).images, train), blobs(4, size=validation), settings=QUICK
         )
 
 
@@ -264,7 +405,8 @@ def test_constant_and_extreme_images_have_finite_answers(fitted):
     ("arguments", "named"),
     [
         ({"classes": ["only"]}, "classes"),
-        ({"image_size": 9}, "image_size"),
+        ({"image_size": 9}, "image_size must be a multiple of 2"),
+        ({"image_size": 0}, "image_size must be a multiple of 2"),
         ({"evaluations": 3}, "evaluations"),
         ({"sde": "x"}, "sde"),
         ({"likelihood": "x"}, "likelihood"),

@@ -191,6 +191,28 @@ class TestBootstrap:
         assert binom.pmf(0, 5, exact_limit(0.0, 5)) == pytest.approx(0.025)
 
 
+class TestThresholds:
+    def test_by_hand(self):
+        values = [0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+        chosen = choose_thresholds([1, 1, 1, 0, 1, 1, 0, 0, 0, 0], values)
+        expected = {
+            "balanced": 0.45, "specificity_80": 0.45, "specificity_90": 0.75,
+            "specificity_95": 0.75, "sensitivity_80": 0.55, "sensitivity_90": 0.45,
+            "sensitivity_95": 0.45,
+        }  # fmt: skip
+        assert chosen == pytest.approx(expected)
+
+    def test_the_laxest_of_equals(self):
+        chosen = choose_thresholds([1, 0, 1, 0], [0.9, 0.8, 0.7, 0.6])
+        assert chosen["balanced"] == pytest.approx(0.65)
+
+    def test_a_cut_above_and_between_neighbours(self):
+        assert choose_thresholds([1, 0], [0.2, 0.6])["specificity_95"] == pytest.approx(0.8)
+        assert choose_thresholds([1, 0], [0.2, 1.0])["specificity_95"] == np.nextafter(1, 2)
+        low, high = 0.5, float(np.nextafter(0.5, 1))
+        assert low < choose_thresholds([0, 1], [low, high])["balanced"] <= high
+
+
 class TestEvaluate:
     def test_table(self):
         frame = simulate(60)
@@ -207,6 +229,15 @@ class TestEvaluate:
         # Thresholds of these very images: the rate aimed at is reached.
         assert table.loc["sensitivity_at_90_specificity", "achieved"] >= 0.9
         assert table.loc["specificity_at_95_sensitivity", "achieved"] >= 0.95
+        rates = {
+            f"{a}_at_{rate}_{b}"
+            for rate in (80, 90, 95)
+            for a, b in (("sensitivity", "specificity"), ("specificity", "sensitivity"))
+        }
+        others = ["auc", "average_precision", "partial_auc", "sensitivity", "specificity"]
+        others += ["balanced_accuracy", "brier", "log_loss", "ece", "accuracy", "prevalence"]
+        assert set(table.index) == rates | set(others)
+        assert evaluate(frame, None, n_bootstrap=5)["achieved"].dtype == float
 
     def test_beside_it_the_majority_class(self):
         frame = simulate(60)
@@ -219,6 +250,12 @@ class TestEvaluate:
         assert majority["brier"] == pytest.approx(prevalence * (1 - prevalence))
         skewed = table_of(frame, class_prior=(0.1, 0.9))["majority_class"]
         assert skewed["accuracy"] == pytest.approx(prevalence)
+        assert majority["specificity_at_90_sensitivity"] == 0
+        assert (skewed["sensitivity"], skewed["specificity"]) == (1, 0)
+        for prior, wrong in (((0, 1), 1 - prevalence), ((1, 0), prevalence)):
+            certain = table_of(frame, class_prior=prior)["majority_class"]
+            assert certain["auc"] == 0.5
+            assert certain["log_loss"] == pytest.approx(-np.log(np.finfo(float).eps) * wrong)
 
     def test_same_seed_same_numbers(self):
         frame = simulate(30)
@@ -310,6 +347,22 @@ class TestEvaluate:
         with pytest.raises(UserError, match=message):
             evaluate(change(simulate(8)), None, n_bootstrap=5)
 
+    def test_messages_in_full(self):
+        frame = simulate(8)
+        with pytest.raises(UserError, match="one class only") as told:
+            choose_thresholds([1, 1], [0.1, 0.9])
+        assert str(told.value) == (
+            "The validation images hold one class only, so no threshold can be chosen on them; "
+            "take more patients for validation or another split seed."
+        )
+        exist = r"so that AUC, sensitivity and specificity do not exist; evaluate on images of "
+        with pytest.raises(UserError, match=exist + r"every class\.$"):
+            evaluate(frame.assign(label=1), None, n_bootstrap=5)
+        with pytest.raises(UserError, match=r"^test predictions: no column patient"):
+            evaluation_report(frame, frame.drop(columns="patient"))
+        with pytest.raises(UserError, match=r"^validation predictions: no column patient"):
+            evaluation_report(frame.drop(columns="patient"), frame)
+
     def test_refuses_a_class_that_no_image_has(self):
         frame = three_classes()
         with pytest.raises(UserError, match="hold 2 of 3 classes"):
@@ -364,6 +417,44 @@ class TestLevels:
         assert scalars["test_auc_low"] <= scalars["test_auc"] <= scalars["test_auc_high"]
         assert {"test_breast_auc", "test_exam_auc"} <= set(scalars)
         assert np.isfinite(list(scalars.values())).all()
+
+    def test_the_report_passes_its_settings_on(self):
+        validation, test = simulate(40, seed=1), simulate(60)
+        given = {"n_bootstrap": 20, "seed": 3, "class_prior": (0.1, 0.9)}
+        report = evaluation_report(validation, test, **given)
+        assert list(report.columns) == ["level", "group", *COLUMNS]
+        assert report.index.tolist() == list(range(len(report)))
+        thresholds = choose_thresholds(validation["label"], validation["probability"])
+        for group, rows in (("all", test), ("view CC", test[test["view"] == "CC"])):
+            found = report[(report["level"] == "image") & (report["group"] == group)]
+            pd.testing.assert_frame_equal(
+                found[list(COLUMNS)].reset_index(drop=True),
+                evaluate(rows, thresholds, **given),
+                check_dtype=False,
+            )
+
+    def test_the_seed_is_0_unless_given(self):
+        frame = simulate(20)
+        pd.testing.assert_frame_equal(table_of(frame), table_of(frame, seed=0))
+        reports = [evaluation_report(frame, frame, n_bootstrap=20, **o) for o in ({}, {"seed": 0})]
+        pd.testing.assert_frame_equal(*reports)
+
+    def test_a_report_of_several_classes(self):
+        report = evaluation_report(three_classes(seed=1), three_classes(), n_bootstrap=20)
+        assert set(zip(report["level"], report["group"], strict=True)) == {("image", "all")}
+        assert list(report.columns) == ["level", "group", *COLUMNS]
+        assert report["n_positive"].isna().all()
+        expected = evaluate(three_classes(), None, n_bootstrap=20).set_index("metric")["value"]
+        assert headline(report, "test")["test_macro_auc"] == pytest.approx(expected["macro_auc"])
+
+    def test_folds_in_one_table_alone_leave_thresholds_pooled(self):
+        whole, folds = simulate(40, seed=1), in_folds(40)
+        for validation, test in ((whole, folds), (folds, whole)):
+            report = evaluation_report(validation, test, n_bootstrap=5)
+            found = report.set_index(["level", "group", "metric"])["value"]
+            thresholds = choose_thresholds(validation["label"], validation["probability"])
+            pooled = evaluate(test, thresholds, n_bootstrap=5).set_index("metric")["value"]
+            assert found["image", "all", "sensitivity"] == pytest.approx(pooled["sensitivity"])
 
     def test_a_subgroup_with_one_class_keeps_what_exists(self):
         frame = simulate(30)
@@ -441,6 +532,7 @@ class TestLevels:
         frame = simulate(40, images=1)[["image_id", "patient", "label", "probability"]]
         report = evaluation_report(frame, frame, n_bootstrap=20)
         assert set(report["level"]) == {"image", "exam"}
+        assert set(report["group"]) == {"all"}
         values = report.set_index(["level", "metric"])["value"]
         assert values["image", "auc"] == pytest.approx(values["exam", "auc"])
 

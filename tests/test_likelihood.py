@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sgc_experiments.likelihood import (
+    _weighted_sum,
     bits_per_dim,
     elbo,
     elbo_end_terms,
@@ -66,7 +67,7 @@ def test_log_odds_are_exact_within_one_percent(name):
     assert error.abs().max() < 0.01 * exact.abs().max()
 
 
-@pytest.mark.parametrize("estimator", ["stratified", "importance antithetic"])
+@pytest.mark.parametrize("estimator", ["plain", "stratified", "importance antithetic"])
 def test_standard_errors_are_the_spread_over_seeds(estimator):
     truth = unequal_covariances()
     x = images_of(truth, 2)
@@ -108,7 +109,63 @@ def test_antithetic_pairs_share_the_level_and_oppose_the_noise():
     draws = make_draws((5,), UNIFORM, 10, antithetic=True, symmetries=(0, 3))
     assert torch.equal(draws.log_snr[::2], draws.log_snr[1::2])
     assert torch.equal(draws.noise[::2], -draws.noise[1::2])
-    assert draws.symmetry[::2] == draws.symmetry[1::2]
+    assert draws.symmetry == (0, 0, 3, 3, 0, 0, 3, 3, 0, 0)
+    assert len(draws) == len(draws.noise) == 10
+    assert draws.antithetic
+
+
+def test_draws_by_default_are_one_to_a_stratum_of_a_pair():
+    draws = make_draws((1,), UNIFORM, 8, symmetries=(0, 3))
+    assert draws.stratum.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert ((draws.log_snr + 12) // 6).tolist() == draws.stratum.tolist()
+    assert draws.symmetry == (0, 3) * 4
+    assert torch.equal(draws.noise, make_draws((1,), UNIFORM, 8, seed=0).noise)
+    assert not torch.equal(draws.noise, make_draws((1,), UNIFORM, 8, seed=1).noise)
+    assert make_draws((1,), UNIFORM, 8, stratified=False).stratum.tolist() == [0] * 8
+
+
+def test_errors_are_those_of_the_definition():
+    truth = unequal_covariances()
+    x, draws = images_of(truth, 3), make_draws((16,), UNIFORM, 6)
+    expected = []
+    for level, noise in zip(draws.log_snr, draws.noise.double(), strict=True):
+        z = level.sigmoid().sqrt() * x + (-level).sigmoid().sqrt() * noise
+        eps = truth.all_classes(z, level.expand(len(x)))
+        expected.append((noise - eps).square().sum(2))
+    found = squared_errors(truth, x, draws)
+    torch.testing.assert_close(found, torch.stack(expected, 1), rtol=1e-9, atol=0)
+
+
+class Nothing:
+    """A denoiser that finds no noise."""
+
+    classes = 1
+
+    def all_classes(self, z, log_snr):
+        return torch.zeros(len(z), 1, *z.shape[1:])
+
+
+def test_errors_of_single_precision_are_added_up_in_double():
+    draws = make_draws((5000,), UNIFORM, 4)
+    found = squared_errors(Nothing(), torch.zeros(1, 5000), draws)[0, :, 0]
+    expected = draws.noise.square().sum(1, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 2), (7, 6), (40, 32), (1000, 80)])
+@pytest.mark.parametrize("function", [squared_errors, elbo])
+def test_no_more_evaluations_at_once_than_asked_for(function, batch_size, most):
+    truth, sizes = unequal_covariances(), []
+
+    class Counted:
+        classes = 2
+
+        def all_classes(self, z, log_snr):
+            sizes.append(2 * len(z))
+            return truth.all_classes(z, log_snr)
+
+    function(Counted(), images_of(truth, 5), make_draws((16,), UNIFORM, 8), batch_size=batch_size)
+    assert (max(sizes), sum(sizes)) == (most, 80)
 
 
 @pytest.mark.parametrize("density", [UNIFORM, IMPORTANCE])
@@ -122,13 +179,35 @@ def test_weights_integrate_one_over_the_range(density, count):
 
 def test_a_single_draw_has_no_standard_error():
     truth = equal_covariances()
-    assert estimate(truth, images_of(truth), 1, density=UNIFORM).log_odds_error.isnan().all()
+    x, draws = images_of(truth), make_draws((16,), UNIFORM, 1)
+    result, errors = elbo(truth, x, draws), squared_errors(truth, x, draws)[:, 0]
+    assert result.log_odds_error.isnan().all()
+    torch.testing.assert_close(result.log_odds, 12 * (errors[:, :1] - errors))  # ½ · 24
 
 
 def test_every_evaluation_is_counted():
     truth = EXACT["mixture"]()
     result = estimate(truth, images_of(truth), 10, density=UNIFORM)
     assert result.evaluations.tolist() == [30] * 4
+    assert result.evaluations.dtype == torch.float64
+
+
+def test_end_terms_are_a_divergence_and_a_reconstruction():
+    x = torch.linspace(-2, 3, 6).reshape(2, 1, 3)
+    alpha2 = 1 / (1 + math.e)  # sigmoid(−1)
+    noisy = torch.distributions.Normal(alpha2**0.5 * x.double(), (1 - alpha2) ** 0.5)
+    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    divergence = torch.distributions.kl_divergence(noisy, normal).sum((1, 2))
+    expected = 1.5 * (2.0 - 1 - math.log(2 * math.pi)) - divergence
+    torch.testing.assert_close(elbo_end_terms(x, -1.0, 2.0), expected)
+
+
+def test_the_error_of_independent_draws_by_hand():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    draws = make_draws((1,), UNIFORM, 4, stratified=False)
+    total, error = _weighted_sum(values[None, :, None], draws)
+    assert float(total) == pytest.approx(24 * 4)
+    assert float(error) == pytest.approx(24 * float(values.std()) / 2)
 
 
 def test_maps_sum_to_the_log_odds_in_any_orientation():
@@ -140,6 +219,9 @@ def test_maps_sum_to_the_log_odds_in_any_orientation():
     maps = error_maps(network, images, draws)
     odds = elbo(network, images, draws).log_odds[:, 1]
     torch.testing.assert_close((maps[:, 0] - maps[:, 1]).sum((1, 2)), odds, rtol=1e-4, atol=1e-4)
+    for batch_size in (1, 6, 40):
+        pieces = error_maps(network, images, draws, batch_size=batch_size)
+        torch.testing.assert_close(pieces, maps, rtol=1e-4, atol=1e-4)
 
 
 def test_maps_are_in_the_images_own_orientation():

@@ -36,6 +36,13 @@ class TestEverySDE:
         (rate,) = torch.autograd.grad(sde.log_snr(t).sum(), t)
         torch.testing.assert_close(sde.log_snr_rate(TIMES), rate)
 
+    def test_time_reaches_both_ends(self, kind, parameters):
+        sde = make_sde(kind, **parameters)
+        ends = torch.tensor([1.0, T_MIN], dtype=torch.float64)
+        levels = torch.tensor(sde.log_snr_range(), dtype=torch.float64)
+        torch.testing.assert_close(sde.time(levels), ends, rtol=1e-6, atol=1e-9)
+        assert (sde.log_snr_rate(ends) < 0).all()
+
     def test_marginal_obeys_the_moment_equations(self, kind, parameters):
         """α˙ = f α and (σ²)˙ = 2 f σ² + g², by central differences."""
         sde = make_sde(kind, **parameters)
@@ -78,6 +85,40 @@ def test_prior_log_prob_is_a_normal_density(kind):
     torch.testing.assert_close(sde.prior_log_prob(z), normal.log_prob(z.double()).sum(1))
 
 
+def test_ranges_by_default():
+    clean, noisy = 0.1e-5 + 9.95e-10, 10.05  # the integral of β at the two ends
+    expected = {
+        "vp": [-math.log(math.expm1(b)) for b in (noisy, clean)],
+        "cosine": [-10, 14],
+        "log_snr": [-10, 14],
+        "sub_vp": [-b - 2 * math.log(-math.expm1(-b)) for b in (noisy, clean)],
+        "ve": [-2 * math.log(150), -2 * math.log(1e-3 * 150_000**1e-5)],
+    }
+    for kind, ends in expected.items():
+        assert make_sde(kind).log_snr_range() == pytest.approx(tuple(ends), rel=1e-8)
+
+
+def test_kinks_are_where_the_slope_jumps():
+    sde = make_sde("log_snr", log_snr_knots=(12.0, 7.0, 6.5, -9.0))
+    kinks = sde.kinks()
+    torch.testing.assert_close(kinks, torch.linspace(T_MIN, 1, 4, dtype=torch.float64)[1:-1])
+    torch.testing.assert_close(sde.log_snr(kinks), torch.tensor([7.0, 6.5], dtype=torch.float64))
+    assert (sde.log_snr_rate(kinks - 1e-9) != sde.log_snr_rate(kinks + 1e-9)).all()
+    for kind in SDES:
+        none = make_sde(kind).kinks()
+        assert (none.shape, none.dtype) == ((0,), torch.float64)
+
+
+def test_a_piecewise_schedule_goes_on_beyond_its_ends():
+    sde, half = make_sde("log_snr", log_snr_knots=(12.0, 6.0, -9.0)), (1 - T_MIN) / 2
+    t = torch.tensor([T_MIN - 0.1, 1.1], dtype=torch.float64)
+    expected = torch.tensor([12 + 0.6 / half, -9 - 1.5 / half], dtype=torch.float64)
+    torch.testing.assert_close(sde.log_snr(t), expected)
+    torch.testing.assert_close(sde.time(expected), t)
+    slopes = torch.tensor([-6, -15], dtype=torch.float64) / half
+    torch.testing.assert_close(sde.log_snr_rate(t), slopes)
+
+
 def test_shift_makes_up_for_resolution():
     """Averaging k × k pixels divides the noise variance by k²."""
     assert resolution_log_snr_shift(256) == pytest.approx(-math.log(16))
@@ -99,6 +140,18 @@ def test_shift_makes_up_for_resolution():
         ("log_snr", {"log_snr_knots": (3.0,)}, "log_snr_knots"),
         ("ve", {"beta_min": 1.0}, "beta_min"),
         ("vp", {"log_snr_shift": math.inf}, "log_snr_shift"),
+        ("vp", {"beta_min": 2.0, "beta_max": 2.0}, "beta_max must be finite and above beta_min"),
+        ("vp", {"beta_max": math.inf}, "beta_max must be finite"),
+        ("cosine", {"log_snr_min": -math.inf}, "log_snr_min must be below log_snr_max"),
+        ("cosine", {"log_snr_max": math.inf}, "log_snr_min must be below log_snr_max"),
+        ("cosine", {"log_snr_min": 3.0, "log_snr_max": 3.0}, "log_snr_min must be below"),
+        ("ve", {"sigma_min": 0.0}, "sigma_min must be positive"),
+        ("ve", {"sigma_min": 2.0, "sigma_max": 2.0}, "sigma_max must be finite and above"),
+        ("ve", {"sigma_max": math.inf}, "sigma_max must be finite and above"),
+        ("log_snr", {"log_snr_knots": (math.inf, 3.0)}, "^log_snr_knots must hold at least two"),
+        ("log_snr", {"log_snr_knots": (3.0,)}, "^log_snr_knots must hold at least two finite"),
+        ("log_snr", {"log_snr_knots": (3.0, 3.0)}, "^log_snr_knots must strictly decrease$"),
+        ("vpp", {}, "^sde must be one of vp, cosine, log_snr, sub_vp, ve, not 'vpp'$"),
     ],
 )
 def test_a_wrong_parameter_is_named(kind, parameters, named):
