@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("SGC_DEBUG"):
             raise
         trouble = _server_trouble(error)
-        print(trouble or trace_without_messages(error), file=sys.stderr)
+        if not (trouble and _is_helper()):
+            print(trouble or trace_without_messages(error), file=sys.stderr)
         return 2 if trouble else 1
     return 0
 

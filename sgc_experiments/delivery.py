@@ -129,8 +129,8 @@ class MetricSender:
                 failure = None
             except Exception as error:  # whatever it is, training goes on; `flush` raises it
                 failure = error
-                if is_outage(error):
-                    logger.warning("The tracking server does not answer; metrics are kept on disk.")
+                if trouble := server_trouble(error):
+                    logger.warning("%s Until then metrics are kept on disk.", trouble)
             with self._changed:
                 self._failure = failure
                 if failure is None:
@@ -173,7 +173,11 @@ def server_trouble(error: BaseException) -> Outage | None:
             f"The tracking server {server_name()} does not answer. When it answers again, the same "
             "command sends what is missing and goes on."
         )
-    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+    status = 0
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    elif isinstance(error, requests.HTTPError) and error.response is not None:  # of an artifact
+        status = error.response.status_code
     if status == HTTPStatus.UNAUTHORIZED:
         return Outage(
             f"The tracking server {server_name()} does not know this user: set "

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,7 +269,7 @@ class TrackedRun:
         return str(info.model_uri)
 
     def find_model(self) -> str | None:
-        """The URI of the model that the run has logged; a half one is deleted."""
+        """The URI of the model that the run has logged; a half one is deleted, where allowed."""
         found = None
         for model in mlflow.search_logged_models(
             [self.experiment_id],
@@ -278,7 +279,11 @@ class TrackedRun:
             if model.status == LoggedModelStatus.READY:
                 found = model.model_uri
             else:
-                MlflowClient().delete_logged_model(model.model_id)
+                try:
+                    MlflowClient().delete_logged_model(model.model_id)
+                except MlflowException as error:
+                    if error.get_http_status_code() != HTTPStatus.FORBIDDEN:
+                        raise
         return found
 
     def is_registered(self) -> bool:

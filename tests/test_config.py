@@ -1,5 +1,6 @@
 """A wrong parameter gets one clear sentence; a right one gets where it should."""
 
+from pathlib import Path
 from typing import Annotated, get_args
 
 import pytest
@@ -14,11 +15,15 @@ from sgc_experiments.config import (
     EvaluateConfig,
     FewshotConfig,
     TrainConfig,
+    TuneConfig,
     resolve_defaults,
 )
+from sgc_experiments.config.data import _BESIDE_THE_NUMBERS
+from sgc_experiments.config.tune import _BESIDE_STUDY
 from sgc_experiments.data import CLASSES
 from sgc_experiments.errors import UserError
 from sgc_experiments.experiments import CONFIGS
+from sgc_experiments.experiments.fitting import _BESIDE_TRAINING
 from sgc_experiments.experiments.models import build_classifier, training_settings
 from sgc_experiments.experiments.train import run_name
 from sgc_experiments.training_settings import TrainingSettings
@@ -183,3 +188,32 @@ def test_a_classifier_made_in_python_has_the_defaults_of_the_command_line():
     config = resolve_defaults(parse(TrainConfig, ["--transpose", "false"]), gpu=False)
     assert build_classifier(config, CLASSES).settings == ClassifierSettings()
     assert training_settings(config) == TrainingSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weighting", "sigmoid"),
+        ("log_snr_sampling", "importance"),
+        ("hybrid_weight", 0.3),
+        ("label_smoothing", 0.2),
+        ("label_dropout", 0.1),
+    ],
+)
+def test_a_parameter_of_the_objective_reaches_it(name, value):
+    config = resolve_defaults(parse(TrainConfig, [f"--{name}", str(value)]), gpu=False)
+    classifier = build_classifier(config, CLASSES)
+    assert getattr(classifier.settings, name) == value
+    assert getattr(classifier.objective, name) == value
+
+
+def test_what_is_left_out_of_a_key_exists_and_changes_nothing():
+    fields = TrainConfig.model_fields
+    assert {*_BESIDE_TRAINING, *_BESIDE_THE_NUMBERS} <= set(fields)
+    assert set(_BESIDE_STUDY) <= set(TuneConfig.model_fields)
+    config = parse(TrainConfig, [])
+    elsewhere = {"cache_dir": Path("/elsewhere"), "workers": 3, "processes": 2}
+    assert config.model_copy(update=elsewhere).deciding() == config.deciding()
+    other = config.model_copy(update={"label_smoothing": 0.2})
+    assert other.deciding() != config.deciding()
+    assert other.deciding("label_smoothing") == config.deciding("label_smoothing")

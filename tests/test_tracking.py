@@ -6,10 +6,12 @@ from functools import partial
 import mlflow
 import pandas as pd
 import pytest
+import requests
 from mlflow.exceptions import RestException
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, resolve_defaults
+from sgc_experiments.delivery import server_trouble
 from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.resumption import run_folder
 from sgc_experiments.tracked_run import added
@@ -109,6 +111,16 @@ def test_a_user_without_permission_is_told_whom_to_ask(tmp_path):
     assert "Example" not in str(told.value)
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_artifact_is_told_like_a_refused_run(status):
+    response = requests.Response()
+    response.status_code = status
+    told = server_trouble(requests.HTTPError(response=response))
+    assert isinstance(told, Outage)
+    assert ("EDIT permission" in str(told)) is (status == 403)
+    assert server_trouble(requests.HTTPError(response=None)) is None
 
 
 @pytest.mark.parametrize(("dataset", "same"), [("phantom", True), ("inbreast", False)])

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sgc_experiments.config import TrainConfig
-from sgc_experiments.errors import UserError
+from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.experiments.datasets import (
     Data,
     load_images_once,
@@ -137,6 +138,11 @@ def run_cell(job: CellJob) -> CellResult:
                 # Of the ablation, by which the cell is found, even if files are edited meanwhile.
                 run.set_tags({"commit": job.commit})
                 _fit(run, job.cell)
+    except Outage as error:
+        if run_id:  # no failure of the cell: the same command goes on with it
+            with suppress(Exception):
+                end_run(run_id, "KILLED", {})
+        return CellResult(run_id, time.monotonic() - started, str(error))
     except UserError as error:
         return CellResult(run_id, time.monotonic() - started, str(error))
     except Exception as error:

@@ -43,6 +43,7 @@ from sgc_experiments.metrics import logged_auc
 from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.registered_models import pinned
 from sgc_experiments.resumption import key_of
+from sgc_experiments.tracked_run import commit
 from sgc_experiments.tracking import TrackedRun
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def fingerprint(config: TrainConfig, data: Data) -> str:
         relevant["unlabelled"] = unlabelled.digest
     if config.init_from:  # an alias can move
         relevant["init_from"] = pinned(config.init_from)
-    return key_of(relevant, data.dataset.digest, data.split.digest)
+    return key_of(relevant, commit(), data.dataset.digest, data.split.digest)
 
 
 class Predictions(NamedTuple):

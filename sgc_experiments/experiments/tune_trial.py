@@ -19,7 +19,7 @@ import torch
 from sgc_experiments.classifier import ScoreBasedClassifier
 from sgc_experiments.config import TrainConfig, TuneConfig
 from sgc_experiments.config.search_space import choose
-from sgc_experiments.errors import UserError
+from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.evaluation import evaluation_report, headline
 from sgc_experiments.evidence import own_bits_per_dim
 from sgc_experiments.experiments.datasets import Data, log_data
@@ -71,6 +71,8 @@ def run_trial(
             )
             for name, value in values.items():
                 trial.set_user_attr(name, value)
+        except Outage:
+            raise
         except (optuna.TrialPruned, UserError) as error:
             pruned = str(error)
         except torch.OutOfMemoryError:
