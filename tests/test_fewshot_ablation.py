@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -21,7 +22,9 @@ from sgc_experiments.command_line import parse
 from sgc_experiments.config import FewshotConfig, resolve_defaults
 from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.experiments import fewshot_ablation, train
-from sgc_experiments.experiments.ablation_grid import plan_cells
+from sgc_experiments.experiments.ablation_cell import CellJob, run_cell
+from sgc_experiments.experiments.ablation_grid import _past_failures, plan_cells
+from sgc_experiments.experiments.datasets import load_images
 from sgc_experiments.low_data_registry import (
     CellVersion,
     alias_of,
@@ -30,6 +33,8 @@ from sgc_experiments.low_data_registry import (
     publish_cells,
 )
 from sgc_experiments.past_runs import PastRun
+from sgc_experiments.tracked_run import commit
+from sgc_experiments.tracking import Store, start_run
 from tests.conftest import SMALL
 from tests.data.test_splits import image_table
 from tests.mlflow_ui import browser_on
@@ -348,6 +353,27 @@ def test_a_tracking_server_that_is_away_is_one_sentence(new_store, monkeypatch):
     mlflow.set_tracking_uri("http://127.0.0.1:1")
     with pytest.raises(Outage, match=r"http://127\.0\.0\.1:1 does not answer"):
         fewshot_ablation.main(_arguments())
+
+
+def test_a_cell_that_met_a_full_disk_is_gone_on_with(new_store, monkeypatch):
+    """It is no failure of the cell, which a later command would pass over."""
+    config = resolve_defaults(parse(FewshotConfig, _arguments(models="majority")), gpu=False)
+    cell, *_ = plan_cells(config, load_images(config), gpu=False)
+    with start_run("parent", {}) as run:
+        job = CellJob(cell, Store.of(run), run.run_id, commit())
+
+    def fit(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as full:
+        full.setattr("sgc_experiments.experiments.ablation_cell._fit", fit)
+        stopped = run_cell(job)
+    assert "disk is full" in stopped.failure
+    assert new_store.client.get_run(stopped.run_id).info.status == "KILLED"
+    assert _past_failures(job.store, job.commit) == {}
+    finished = run_cell(job)
+    assert (finished.run_id, finished.failure) == (stopped.run_id, "")
+    assert new_store.client.get_run(stopped.run_id).info.status == "FINISHED"
 
 
 def test_a_size_that_the_patients_do_not_allow_fails_with_the_numbers(new_store):
