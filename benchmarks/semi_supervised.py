@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(patients=60, image_size=32, labelled=(25,), budget="steps:30")
-FULL = Size(patients=600, image_size=32, labelled=(25, 50, 100), budget="steps:2000")
+FULL = Size(patients=600, image_size=32, labelled=(25, 50, 100), budget="steps:1000")
 
 
 def measure(size: Size) -> Result:
