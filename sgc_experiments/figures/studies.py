@@ -1,6 +1,7 @@
 """Figures over many steps, runs or models: training, learning curves, comparisons, cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from sgc_experiments.figures.style import (
     GREY,
     LINES,
     PALETTE,
+    Look,
     canvas,
     looks,
     signed,
@@ -160,7 +162,7 @@ def label_efficiency(table: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(table["model"]))
     sizes = sorted(set(table["size"]))
     highest = 1.6 * max(table["factor"].max(), table["high"][np.isfinite(table["high"])].max())
-    for k, (look, model) in enumerate(zip(looks(), models, strict=False)):
+    for k, (look, model) in enumerate(zip(_looks_beside_reference(), models, strict=False)):
         rows = table[table["model"] == model].sort_values("size")
         at = rows["size"] * 1.06 ** (k - (len(models) - 1) / 2)  # side by side
         axes.vlines(at, rows["low"], np.minimum(rows["high"], highest), color=look.color)
@@ -224,6 +226,11 @@ def forest(differences: pd.DataFrame) -> Figure:
     return figure
 
 
+def _looks_beside_reference() -> Iterator[Look]:
+    """The first look is the reference's, which other figures of the same models show."""
+    return islice(looks(), 1, None)
+
+
 def _inline(metric: str) -> str:
     name = readable(metric)
     return name if name.isupper() or name == _NAMES["brier"] else name[0].lower() + name[1:]
@@ -231,7 +238,7 @@ def _inline(metric: str) -> str:
 
 def _forest_panel(axes: Axes, rows: pd.DataFrame) -> None:
     places = np.arange(len(rows))[::-1]
-    looks_of = dict(zip(dict.fromkeys(rows["model"]), looks(), strict=False))
+    looks_of = dict(zip(dict.fromkeys(rows["model"]), _looks_beside_reference(), strict=False))
     numbers_at = 1.02
     axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
     for place, row in zip(places, rows.itertuples(), strict=True):
