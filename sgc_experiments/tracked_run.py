@@ -22,10 +22,8 @@ import pandas as pd
 import yaml
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import LoggedModelStatus, RunTag
-from mlflow.environment_variables import (
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-    MLFLOW_HTTP_REQUEST_TIMEOUT,
-)
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as MAX_RETRIES
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT as REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
@@ -213,8 +211,8 @@ class TrackedRun:
         if self._sender:  # what is not sent stands in the journal
             self._sender.close(seconds=2.0)
         if hurried:
-            os.environ[MLFLOW_HTTP_REQUEST_MAX_RETRIES.name] = "1"
-            os.environ[MLFLOW_HTTP_REQUEST_TIMEOUT.name] = "5"
+            os.environ[MAX_RETRIES.name] = "1"
+            os.environ[REQUEST_TIMEOUT.name] = "5"
         self.set_tags({REASON: reason})
         if self.folder and not resumable:
             MlflowClient().delete_tag(self.run_id, RESUME_KEY)
@@ -270,7 +268,7 @@ class TrackedRun:
 
     def find_model(self) -> str | None:
         """The URI of the model that the run has logged; a half one is deleted, where allowed."""
-        found = None
+        client, found = MlflowClient(), None
         for model in mlflow.search_logged_models(
             [self.experiment_id],
             filter_string=f"source_run_id = '{self.run_id}'",
@@ -278,12 +276,12 @@ class TrackedRun:
         ):
             if model.status == LoggedModelStatus.READY:
                 found = model.model_uri
-            else:
-                try:
-                    MlflowClient().delete_logged_model(model.model_id)
-                except MlflowException as error:
-                    if error.get_http_status_code() != HTTPStatus.FORBIDDEN:
-                        raise
+                continue
+            try:
+                client.delete_logged_model(model.model_id)
+            except MlflowException as error:
+                if error.get_http_status_code() != HTTPStatus.FORBIDDEN:
+                    raise
         return found
 
     def is_registered(self) -> bool:
@@ -346,7 +344,7 @@ def added(call: Callable[[], object]) -> None:
     """Let MLflow add what another process may be adding at the same moment.
 
     It looks for a dataset, an alias or an experiment's tag before it adds one, so of two processes
-    that do so at one moment the later is refused; it finds the thing the next time.
+    that do so at once the later is refused; it finds the thing the next time.
     """
     try:
         call()
