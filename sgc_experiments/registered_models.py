@@ -74,7 +74,7 @@ def download_model(model_uri: str, folder: Path) -> tuple[Path, str]:
     except (MlflowException, OSError):
         raise UserError(
             f"The model {model_uri} could not be read; give models:/NAME@champion or "
-            f"models:/NAME/VERSION, where NAME is one of: {_known()}."
+            f"models:/NAME/VERSION, where NAME is one of {_known()}."
         ) from None
     if not (local / CLASSIFIER / "facts.json").is_file():
         raise UserError(f"The model {model_uri} is no classifier that this project logged.")

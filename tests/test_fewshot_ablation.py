@@ -357,6 +357,8 @@ def test_a_tracking_server_that_is_away_is_one_sentence(new_store, monkeypatch):
 
 def test_a_cell_that_met_a_full_disk_is_gone_on_with(new_store, monkeypatch):
     """It is no failure of the cell, which a later command would pass over."""
+    # This process is at the store already, and would stay there after the test.
+    monkeypatch.setattr(Store, "enter", lambda store: None)
     config = resolve_defaults(parse(FewshotConfig, _arguments(models="majority")), gpu=False)
     cell, *_ = plan_cells(config, load_images(config), gpu=False)
     with start_run("parent", {}) as run:

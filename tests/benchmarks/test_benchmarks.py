@@ -23,6 +23,7 @@ from benchmarks import (
     startup,
     training_speed,
 )
+from benchmarks.crops import _windows
 from benchmarks.report import json_line
 
 ROOT = Path(__file__).parents[2]
@@ -152,10 +153,22 @@ def test_explanations_are_counted_inside_the_box():
 
 
 def test_explanations_report_their_hit_rate_beside_chance():
-    result = explanations.measure(explanations.Size(40, 32, "steps:5", evaluations=8))
+    result = explanations.measure(explanations.Size(40, 64, 32, "steps:5", evaluations=8))
     assert _fields(result) == {"hit_rate", "hit_rate_smoothed", "hit_rate_by_chance", "auc"}
     assert all(0 <= result[name] <= 1 for name in result)
     assert 0 < result["hit_rate_by_chance"] < 0.3
+
+
+def test_a_window_holds_the_lesion_and_its_box_moves_along():
+    images = np.zeros((2, 16, 16), np.uint16)
+    images[0, 3:6, 10:12] = 1
+    images[1, 8, 8] = 1
+    boxes = np.array([[10, 3, 12, 6], [np.nan] * 4])
+    cut, moved = _windows(images, boxes, 8)
+    assert cut.shape == (2, 8, 8)
+    x0, y0, x1, y1 = moved[0].astype(int)
+    assert cut[0].sum() == cut[0, y0:y1, x0:x1].sum() == 6
+    assert np.isnan(moved[1]).all()
 
 
 def test_semi_supervised_training_stands_beside_training_without():
