@@ -130,7 +130,7 @@ class MetricSender:
             except Exception as error:  # whatever it is, training goes on; `flush` raises it
                 failure = error
                 if trouble := server_trouble(error):
-                    logger.warning("%s Until then metrics are kept on disk.", trouble)
+                    logger.warning("Metrics wait, and are sent again: %s", trouble)
             with self._changed:
                 self._failure = failure
                 if failure is None:

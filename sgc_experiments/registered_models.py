@@ -43,7 +43,8 @@ def pinned(uri: str) -> str:
 
 
 def _known() -> str:
-    return ", ".join(sorted(m.name for m in MlflowClient().search_registered_models())) or "none"
+    names = sorted(model.name for model in MlflowClient().search_registered_models())
+    return ", ".join(names) or "(none registered)"
 
 
 def run_id_of(uri: str) -> str:

@@ -43,8 +43,7 @@ from sgc_experiments.metrics import logged_auc
 from sgc_experiments.protocol import Classifier, predict_together
 from sgc_experiments.registered_models import pinned
 from sgc_experiments.resumption import key_of
-from sgc_experiments.tracked_run import commit
-from sgc_experiments.tracking import TrackedRun
+from sgc_experiments.tracking import TrackedRun, commit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

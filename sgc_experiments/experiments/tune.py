@@ -10,8 +10,6 @@ own run for that, and so does the same command again; the run of any other is li
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +32,7 @@ from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
 from sgc_experiments.experiments.unlabelled import find_unlabelled
 from sgc_experiments.experiments.worker_processes import WorkerDied
+from sgc_experiments.resumption import key_of
 from sgc_experiments.tracking import Store, TrackedRun, beside_store, commit, is_there, start_run
 from sgc_experiments.training_settings import choose_device
 
@@ -140,9 +139,8 @@ def run_worker(job: WorkerJob) -> str:
 
 def study_name(config: TuneConfig, data: Data) -> str:
     """The name that all commands with the same data, space and objective give to their study."""
-    deciding = [config.of_study(), data.dataset.digest, data.split.digest]
-    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-    return f"tune-{config.dataset}-{config.objective}-{digest[:12]}"
+    key = key_of(config.of_study(), data.dataset.digest, data.split.digest)
+    return f"tune-{config.dataset}-{config.objective}-{key[:12]}"
 
 
 def _storage(config: TuneConfig) -> str:
@@ -184,8 +182,8 @@ def _work(run: TrackedRun, config: TuneConfig, study: TuningStudy, data: Data) -
 def _conclusion(run: TrackedRun, config: TuneConfig, planned: Sequence[Refit]) -> str:
     """The name of the fact that a study is concluded as a command asks for it, in its run."""
     refit_keys = [refit.tags["refit_key"] for refit in planned]
-    asked = [run.run_id, config.trials, config.bootstrap, config.register_model, refit_keys]
-    return f"concluded {hashlib.sha256(json.dumps(asked).encode()).hexdigest()}"
+    asked = (config.trials, config.bootstrap, config.register_model)
+    return f"concluded {key_of(run.run_id, *asked, refit_keys)}"
 
 
 def _after_trial(

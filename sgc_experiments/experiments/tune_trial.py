@@ -71,7 +71,7 @@ def run_trial(
             )
             for name, value in values.items():
                 trial.set_user_attr(name, value)
-        except Outage:
+        except Outage:  # says nothing of the point: the study stops, and goes on later
             raise
         except (optuna.TrialPruned, UserError) as error:
             pruned = str(error)
