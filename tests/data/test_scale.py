@@ -10,6 +10,7 @@ from tests.data.dicom_files import breast, dicom_bytes
 from tests.data.inbreast_release import HEADER, OUTLINE, Image, osirix
 
 IMAGES = 20_000
+_MARK = "--------"
 # In a fresh process, whose peak is its own.
 LOAD = """
 import resource, sys
@@ -27,19 +28,19 @@ print(len(dataset.images), total > 0, resource.getrusage(resource.RUSAGE_SELF).r
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    """One mammogram under 20,000 names: hard links, so that the disk does not matter."""
+    """One mammogram in 20,000 files that differ in a tag: patients may not share a file."""
     root = tmp_path_factory.mktemp("scale")
     (root / "AllDICOMs").mkdir()
     (root / "AllXML").mkdir()
-    pixels = breast(256, 192)
-    (root / "image").write_bytes(dicom_bytes(pixels, WindowCenter=2048, WindowWidth=4096))
+    data = dicom_bytes(breast(), WindowCenter=2048, WindowWidth=4096, StudyID=_MARK)
     (root / "regions").write_bytes(osirix([("Mass", OUTLINE)]))
     rows = [HEADER]
     for k in range(IMAGES):
         grade = "5" if (k // 4) % 3 == 0 else "2"
         image = Image(10_000_000 + k, f"{k // 4:016x}", grade=grade)
         rows.append(image.cells)
-        os.link(root / "image", root / "AllDICOMs" / f"{image.stem}.dcm")
+        own = data.replace(_MARK.encode(), f"{k:08d}".encode())
+        (root / "AllDICOMs" / f"{image.stem}.dcm").write_bytes(own)
         os.link(root / "regions", root / "AllXML" / f"{image.number}.xml")
     (root / "INbreast.csv").write_text("".join(";".join(row) + "\r\n" for row in rows))
     return root
