@@ -154,7 +154,8 @@ class ScoreBasedClassifier:
             should_stop=should_stop,
         )
         self.prior = class_prior(train_set.labels, len(self.classes))
-        self.plan = self._choose_plan(validation_set, settings.augmentation.symmetries())
+        symmetries = settings.augmentation.symmetries()
+        self.plan = self._choose_plan(train_set, validation_set, symmetries)
         log_odds = predict_together(self, validation_set.images).log_odds
         self.calibration = fit_calibration(log_odds, validation_set.labels)
         self.typical = find_typical(
@@ -187,12 +188,21 @@ class ScoreBasedClassifier:
         self.network.pixel_mean.copy_(values.mean())
         self.network.pixel_std.copy_(values.std().clamp(min=1e-3))
 
-    def _choose_plan(self, validation_set: ImageSet, symmetries: tuple[int, ...]) -> EvaluationPlan:
+    def _choose_plan(
+        self, train_set: ImageSet, validation_set: ImageSet, symmetries: tuple[int, ...]
+    ) -> EvaluationPlan:
         low, high = self.settings.log_snr_min, self.settings.log_snr_max
         plan = EvaluationPlan(low, high, self.settings.draws, symmetries)
-        images, labels = (part[:_PLANNING_IMAGES] for part in validation_set)
-        if len(np.unique(labels)) < 2:
+        if len(np.unique(validation_set.labels)) < 2:
             return plan
+        known = np.flatnonzero(train_set.labels >= 0)
+        # Fitted images are told apart too well, but at much the same levels as new ones.
+        wanted = min(len(known), max(0, _PLANNING_IMAGES - len(validation_set.labels)))
+        others = known[np.linspace(0, len(known) - 1, wanted).astype(int)]
+        images, labels = (
+            np.concatenate([new[:_PLANNING_IMAGES], fitted[others]])
+            for new, fitted in zip(validation_set, train_set, strict=True)
+        )
         draws = plan.make_draws(self.image_size, draws=_PLANNING_DRAWS)
         errors = shared_image_errors(self.network, images, draws)
         low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)

@@ -1,9 +1,10 @@
 """Where to spend network evaluations: the noise levels that tell the classes apart.
 
 Evidence about the class sits in a band of log-SNRs. Outside it both classes denoise alike, and the
-differences of their errors are noise. The band is chosen on validation images, from many draws over
-all levels: the widest one that they do not prove worse than the best one, each with as many draws
-as a prediction has. Taking the best itself would follow the noise of a few hundred images.
+differences of their errors are noise. The band is chosen on validation images, and on training
+images where those are few, from many draws over all levels: the widest one that they show to be
+hardly worse than the best one, each with as many draws as a prediction has. Taking the best itself
+would follow the noise of a few hundred images.
 """
 
 import math
@@ -19,7 +20,7 @@ from sgc_experiments.noise_levels import LogSNRDensity
 
 _EDGES = 15  # candidate ends of a band
 _NARROWEST = 2.0  # units of log-SNR
-_PROVEN = 1.64  # standard errors; one-sided, 5 %
+_HARDLY = 0.5  # standard errors
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def choose_band(
     """The widest band [a, b] within [low, high] that separates the classes about as well as any.
 
     Args:
-        errors: Squared errors of validation images, (N, K, C), from `likelihood.squared_errors`.
+        errors: Squared errors of images, (N, K, C), from `likelihood.squared_errors`.
         log_snr: Of the K draws, ascending, which cover [low, high] evenly.
         labels: int64 (N,).
         low: Lower end of the levels that the network knows.
@@ -87,7 +88,7 @@ def choose_band(
     equal = [
         k
         for k in range(len(bands))
-        if auc[best] - auc[k] <= _PROVEN * _standard_error(found[best] - found[k], labels)
+        if auc[best] - auc[k] <= _HARDLY * _standard_error(found[best] - found[k], labels)
     ]
     # Of equally wide ones the better.
     return bands[max(equal, key=lambda k: (round(bands[k][1] - bands[k][0], 6), auc[k]))]

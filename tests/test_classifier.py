@@ -103,6 +103,24 @@ def test_fit_passes_on_what_training_is_told(tmp_path):
     assert any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("limit", "fitted"), [(256, 20), (12, 4), (8, 0), (6, 0)])
+def test_few_validation_images_are_joined_by_labelled_training_images(monkeypatch, limit, fitted):
+    asked = []
+
+    def choose(errors, log_snr, labels, low, high, *, draws):
+        asked.append(labels.tolist())
+        return low, high
+
+    monkeypatch.setattr("sgc_experiments.classifier.choose_band", choose)
+    monkeypatch.setattr("sgc_experiments.classifier._PLANNING_IMAGES", limit)
+    train, validation = blobs(24), blobs(8, seed=1)
+    train.labels[[3, 10, 12, 21]] = -1
+    known = train.labels[train.labels >= 0]
+    ScoreBasedClassifier(**TINY).fit(train, validation, settings=QUICK)
+    spread = known[np.linspace(0, len(known) - 1, fitted).astype(int)]
+    assert asked == [[*validation.labels[:limit], *spread]]
+
+
 def test_the_plan_is_chosen_on_validation_images(monkeypatch):
     asked = []
 
@@ -114,7 +132,8 @@ def test_the_plan_is_chosen_on_validation_images(monkeypatch):
     validation, flips = blobs(8, seed=1), (0, 1, 2, 3)
     model = ScoreBasedClassifier(**TINY)
     model.fit(blobs(24), validation, settings=QUICK)
-    assert asked == [((8, 64, 2), 64, validation.labels.tolist(), -2.0, 6.0, 16)]
+    labels = [*validation.labels.tolist(), *blobs(24).labels.tolist()]
+    assert asked == [((32, 64, 2), 64, labels, -2.0, 6.0, 16)]
     assert model.plan == EvaluationPlan(0.0, 3.0, 16, flips)
     one_class = ImageSet(validation.images, np.zeros(8, int))
     nobody = ImageSet(validation.images[:0], validation.labels[:0])
