@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 .DEFAULT_GOAL := help
 
-.PHONY: help env services train test soak audit lint format ui docs notebooks clean
+.PHONY: help env services train test soak mutants audit lint format ui docs notebooks clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: env services lint  ## all tests but the long campaigns
 
 soak: env services  ## the long campaigns (kills, faults, fuzzing, full grids)
 	$(PYTEST) -m slow --dist load --timeout 7200
+
+mutants: env  ## change the core's code in every way the tests should notice (20 minutes)
+	mkdir -p mutants
+	PYTHONPATH="$(CURDIR)/mutants" OMP_NUM_THREADS=1 $(BIN)/mutmut run
 
 audit: env  ## known vulnerabilities of the dependencies (asks PyPI), and of our own code
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sgc_experiments baselines
