@@ -161,8 +161,10 @@ def metrics_of(run: Run) -> dict[str, float]:
     return {
         name: value
         for name, value in run.data.metrics.items()
-        # Lost trials have numbers too.
-        if not name.startswith("system/") and "seconds" not in name and name != "best_trial"
+        # Lost trials are counted, and have numbers too.
+        if not name.startswith("system/")
+        and "seconds" not in name
+        and name not in ("trials_lost", "best_trial")
     }
 
 
