@@ -61,7 +61,7 @@ def choose_band(
 
     Args:
         errors: Squared errors of images, (N, K, C), from `likelihood.squared_errors`.
-        log_snr: Of the K draws, ascending, which cover [low, high] evenly.
+        log_snr: Of the K draws, which cover [low, high] evenly, stratum by stratum.
         labels: int64 (N,).
         low: Lower end of the levels that the network knows.
         high: Upper end.

@@ -73,7 +73,7 @@ class LogSNRDensity:
 
 
 def stratified_uniforms(count: int, strata: int, generator: torch.Generator) -> Tensor:
-    """`count` float64 numbers in [0, 1), ascending, spread over `strata` equal slices.
+    """`count` float64 numbers in [0, 1), spread over `strata` equal slices, slice by slice.
 
     Slice s gets the numbers k with k · strata // count == s, so that each number is uniform in its
     slice and slices differ by at most one in how many they get.
