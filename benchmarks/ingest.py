@@ -166,7 +166,11 @@ def _load(folder: Path, count: int) -> tuple[int, float]:
 
 
 def _many_images(folder: Path, count: int) -> Path:
-    """A phantom release whose patients are listed again and again under other names."""
+    """A phantom release whose patients are listed again and again under other names.
+
+    Every file is its own, of half a megabyte: no two patients may have the same one. Copies differ
+    in the preamble, which says nothing about the image.
+    """
     release = write_inbreast(
         folder / "phantom", patients=10, seed=0, difficulty="standard", workers=1, progress=False
     )
@@ -174,6 +178,7 @@ def _many_images(folder: Path, count: int) -> Path:
     header, *rows = list(csv.reader(table.read_text().splitlines(), delimiter=";"))
     column = header.index("File Name")
     files = {path.name.split("_")[0]: path for path in (release / "AllDICOMs").iterdir()}
+    contents = {path: path.read_bytes() for path in files.values()}
     copies = list(rows)
     for number in range(len(rows), count):
         row = list(rows[number % len(rows)])
@@ -181,7 +186,8 @@ def _many_images(folder: Path, count: int) -> Path:
         name, patient, *rest = source.name.split("_")
         row[column] = str(30_000_000 + number)
         patient = f"{int(patient, 16) ^ number // len(rows):016x}"
-        os.link(source, source.with_name("_".join([row[column], patient, *rest])))
+        copy = f"{number:0128d}".encode() + contents[source][128:]
+        source.with_name("_".join([row[column], patient, *rest])).write_bytes(copy)
         outline = release / "AllXML" / f"{name}.xml"
         if outline.exists():
             os.link(outline, outline.with_name(f"{row[column]}.xml"))
