@@ -19,7 +19,7 @@ from sgc_experiments.batches import ImageSet, from_model_range, to_model_range
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
 from sgc_experiments.classifier_settings import NETWORK, ClassifierSettings
 from sgc_experiments.errors import UserError
-from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band
+from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band, planning_draws
 from sgc_experiments.evidence import evidence_maps, shared_image_errors
 from sgc_experiments.model_files import DAMAGE, read_model, write_model
 from sgc_experiments.objective import DenoisingScoreMatching
@@ -42,7 +42,7 @@ from sgc_experiments.typicality import TypicalSet
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
-_PLANNING_DRAWS = 64
+_PLANNING_DRAWS = 64, 128  # at least, and at most
 _PLANNING_IMAGES = 256
 
 
@@ -203,7 +203,9 @@ class ScoreBasedClassifier:
             np.concatenate([new[:_PLANNING_IMAGES], fitted[others]])
             for new, fitted in zip(validation_set, train_set, strict=True)
         )
-        draws = plan.make_draws(self.image_size, draws=_PLANNING_DRAWS)
+        draws = plan.make_draws(
+            self.image_size, draws=planning_draws(plan.draws, high - low, *_PLANNING_DRAWS)
+        )
         errors = shared_image_errors(self.network, images, draws)
         low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)
         return EvaluationPlan(low, high, plan.draws, symmetries)
@@ -222,7 +224,7 @@ class ScoreBasedClassifier:
             images: uint16 (N, S, S).
             evaluations: Network evaluations per image over all classes, instead of the plan's;
                 rounded down to a multiple of the number of classes. With `stop_z` the most that
-                an image may take, in multiples of the plan's.
+                an image may take, in multiples of the plan's and never less than these.
             stop_z: None spends the same on every image. Otherwise an image gets more than the
                 plan's draws only while the sign of its evidence is in doubt, that is, within so
                 many standard errors; `Prediction.evaluations` is then the mean.

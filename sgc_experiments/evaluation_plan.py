@@ -31,7 +31,7 @@ class EvaluationPlan:
         log_snr_min: Lower end of the band of noise levels.
         log_snr_max: Upper end.
         draws: Noise draws per class.
-        symmetries: Symmetries of the square, taken in turns over the draws.
+        symmetries: Symmetries of the square, dealt out over the draws.
     """
 
     log_snr_min: float
@@ -52,6 +52,18 @@ class EvaluationPlan:
     def as_dict(self) -> dict[str, float | int | bool | list[int]]:
         """JSON-able; the arguments that make the same plan."""
         return asdict(self) | {"symmetries": list(self.symmetries)}
+
+
+def planning_draws(draws: int, width: float, least: int, most: int) -> int:
+    """How many draws over all levels a band is chosen from.
+
+    Args:
+        draws: How many a prediction has: the narrowest band should hold as many.
+        width: Of all levels, in units of log-SNR.
+        least: Of the result.
+        most: Of the result, which bounds the time.
+    """
+    return min(most, max(least, math.ceil(draws * width / _NARROWEST)))
 
 
 def choose_band(

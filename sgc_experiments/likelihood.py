@@ -107,7 +107,7 @@ def make_draws(
         stratified: Levels fill equally probable strata, two of them per stratum, so that their
             spread inside the strata tells the standard error.
         antithetic: Draws come in pairs (λ, ε), (λ, −ε).
-        symmetries: Symmetries of the square, taken in turns over the draws.
+        symmetries: Symmetries of the square, dealt out at random, each to as many draws.
 
     Raises:
         ValueError: `count` is not positive, or odd with `antithetic`.
@@ -122,7 +122,9 @@ def make_draws(
     stratum = torch.arange(units) * strata // units
     # A stratum holds probability 1 / strata however many units fell into it.
     weight = 1 / (density.density(log_snr) * strata * stratum.bincount()[stratum])
-    symmetry = [symmetries[k % len(symmetries)] for k in range(units)]
+    # Not in turns, in which each would see its own strata only.
+    dealt = torch.randperm(units, generator=generator).tolist()
+    symmetry = [symmetries[k % len(symmetries)] for k in dealt]
     if antithetic:
         noise = torch.stack([noise, -noise], 1).flatten(0, 1)
         log_snr, weight, stratum = repeat(log_snr, 2), repeat(weight, 2) / 2, repeat(stratum, 2)

@@ -46,6 +46,7 @@ _WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
+_CHUNK = 256  # validation images on the device at once
 _PHASED_IN = 300  # steps over which η grows
 
 
@@ -231,7 +232,7 @@ class DenoisingScoreMatching(nn.Module):
 
     def _cross_entropy(self, x: Tensor, log_snr: Tensor, pair_errors: Tensor) -> Tensor:
         """Of the errors (B', 2) under an image's own class and another, at λ (B',)."""
-        logits = -self._evidence_scale(x) * pair_errors
+        logits = -self._evidence_scale(x[0].numel()) * pair_errors
         self._remember_evidence(log_snr, logits.detach())
         temperature = self._temperature(log_snr).to(x)
         own = torch.zeros(len(logits), dtype=torch.int64, device=x.device)
@@ -281,12 +282,13 @@ class DenoisingScoreMatching(nn.Module):
             labels: int64 (N,), none of them −1.
         """
         device = network.pixel_mean.device
-        x = network.standardise(to_model_range(images).to(device))
-        draws = make_draws(x.shape[1:], self._weight_as_density, _VALIDATION_DRAWS)
-        errors = squared_errors(network, x, draws)
+        draws = make_draws((1, *images.shape[1:]), self._weight_as_density, _VALIDATION_DRAWS)
+        parts = [images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK)]
+        standardised = (network.standardise(to_model_range(part).to(device)) for part in parts)
+        errors = torch.cat([squared_errors(network, x, draws) for x in standardised])
         target = torch.as_tensor(labels)
-        per_pixel = errors / x[0].numel()
-        own = per_pixel[torch.arange(len(x)), :, target]
+        per_pixel = errors / images[0].size
+        own = per_pixel[torch.arange(len(images)), :, target]
         weight = self.weight(draws.log_snr) * draws.weight
         evidence = -(errors * weight[:, None]).sum(1)
         metrics = {
@@ -295,14 +297,15 @@ class DenoisingScoreMatching(nn.Module):
             "validation_auc": mean_pairwise_auc(evidence.numpy(), labels),
         }
         if self.hybrid_weight and network.classes > 1:
-            entropy = _pairwise_cross_entropy(self._evidence_scale(x) * per_pixel, target)
+            scale = self._evidence_scale(images[0].size)
+            entropy = _pairwise_cross_entropy(scale * per_pixel, target)
             metrics["validation_class_loss"] = entropy
             metrics["validation_loss"] += self.hybrid_weight * entropy
         return metrics
 
-    def _evidence_scale(self, x: Tensor) -> float:
+    def _evidence_scale(self, dimensions: int) -> float:
         """½ (λmax − λmin) D: what turns a mean squared error into nats."""
-        return 0.5 * (self.high - self.low) * x[0].numel()
+        return 0.5 * (self.high - self.low) * dimensions
 
 
 def _share_of_hybrid_weight(moment: Moment) -> float:

@@ -235,6 +235,8 @@ class _Flow:
 
         x = self.images
         start = (x * float(alpha[0]), torch.zeros(len(x), dtype=x.dtype, device=x.device))
+        kinks = self.sde.kinks()
+        inside = kinks[(kinks > times[0]) & (kinks < times[1])]
         # The solver would step beyond the end and interpolate, to where an SDE is not defined.
         path, divergence = odeint(
             rates,
@@ -243,7 +245,7 @@ class _Flow:
             rtol=self.settings.tolerance,
             atol=self.settings.tolerance,
             method="dopri5",
-            options={"step_t": times[1:], "jump_t": self.sde.kinks()},
+            options={"step_t": times[1:], "jump_t": inside},
         )
         volume = x[0].numel() * float(alpha[0].log() - scale[1].log())
         end: Tensor = path[-1] / float(scale[1])

@@ -133,11 +133,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    there = {
-        "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.type, True):
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device={name} is not there (torch sees {torch.cuda.device_count()} CUDA device(s)); "
             "give another, or device=auto."
@@ -151,7 +147,7 @@ def has_fast_bf16(device: torch.device, network: torch.nn.Module) -> bool:
     On a CPU, products of matrices can be; grouped convolutions take twice the time.
     """
     if device.type == "cuda":
-        return True
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if any(isinstance(m, torch.nn.Conv2d) and m.groups > 1 for m in network.modules()):
         return False
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}

@@ -136,7 +136,8 @@ def features(
         inside = band == b
         mixture = -torch.logsumexp(log_prior - nats[:, inside].sum(1), 1)
         columns.append(torch.log(mixture / noise[inside].sum()))
-    pixels = to_model_range(images).double().flatten(1)
-    spread = pixels.std(1, correction=0).clamp(min=_FLAT)
-    columns += [pixels.mean(1), spread.log()]
+    # One after another: all of them in float64 may be more than memory holds.
+    pixels = [to_model_range(image[None]).double() for image in images]
+    spread = torch.stack([x.std(correction=0) for x in pixels]).clamp(min=_FLAT)
+    columns += [torch.stack([x.mean() for x in pixels]), spread.log()]
     return torch.stack(columns, 1).numpy()

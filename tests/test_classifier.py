@@ -22,6 +22,7 @@ from sgc_experiments.evaluation_plan import (
     _standard_error,
     choose_band,
     mean_pairwise_auc,
+    planning_draws,
 )
 from sgc_experiments.evidence import dequantised
 from sgc_experiments.experiments.scoring import answer
@@ -454,6 +455,11 @@ def test_the_band_is_where_the_evidence_is():
     assert 3.5 <= high <= 6
     assert choose_band(errors, log_snr, np.zeros(60, int), -4.0, 8.0, draws=8) == (-4.0, 8.0)
     assert choose_band(errors, log_snr, labels, 3.0, 4.5, draws=8) == (3.0, 4.5)
+
+
+@pytest.mark.parametrize(("draws", "found"), [(16, 112), (4, 64), (64, 128)])
+def test_the_narrowest_band_holds_as_many_draws_as_a_prediction_if_that_is_bearable(draws, found):
+    assert planning_draws(draws, 14.0, 64, 128) == found
 
 
 @pytest.mark.parametrize("classes", [2, 3, 6])

@@ -173,6 +173,16 @@ def test_the_hybrid_takes_unlabelled_images():
     assert "class_loss" not in metrics
 
 
+def test_validation_does_not_hold_all_images_at_once(monkeypatch):
+    network = make_network().eval()
+    images = np.random.default_rng(0).integers(0, 65536, (7, 8, 8), dtype=np.uint16)
+    labels = np.arange(7) % 2
+    whole = make_objective(hybrid_weight=0.01).validate(network, images, labels)
+    monkeypatch.setattr("sgc_experiments.objective._CHUNK", 3)
+    parts = make_objective(hybrid_weight=0.01).validate(network, images, labels)
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
 def test_validation_is_the_same_at_every_call_and_for_any_order():
     network = make_network().eval()
     images = np.random.default_rng(0).integers(0, 65536, (6, 8, 8), dtype=np.uint16)

@@ -130,3 +130,11 @@ def test_one_probe_has_no_standard_error():
 def test_a_wrong_setting_is_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         OdeSettings(**arguments)
+
+
+def test_levels_may_end_where_the_schedule_bends():
+    truth = EXACT["unequal"](3)
+    sde = make_sde("log_snr", log_snr_knots=(14.0, 3.0, -3.0, -16.0))
+    settings = OdeSettings(solver="dopri5", log_snr_min=-3.0, log_snr_max=3.0)
+    result = probability_flow_ode(truth, sde, images_of(truth, 2), settings=settings)
+    assert result.log_odds.isfinite().all()

@@ -45,7 +45,7 @@ class FitConfig(DataConfig):
     )
     log_snr_shift: Annotated[float, Field(ge=-20, le=20)] | Auto = Field(
         5.0,
-        description="a shift of the log-SNR, towards the detail to be seen (auto: "
+        description="what every sde's log-SNR is raised by, towards the detail to be seen (auto: "
         "2 log(64 / image_size), which makes up for resolution alone)",
     )
 
@@ -174,12 +174,12 @@ class FitConfig(DataConfig):
     checkpoint_every: int = Field(200, ge=1, description="optimiser steps between checkpoints")
     device: str = Field(
         AUTO,
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="where the network runs: auto, cpu, cuda, cuda:1 or mps",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where the network runs: auto, cpu, cuda or cuda:1",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         AUTO,
-        description="the precision of the network (auto: bf16 where the hardware multiplies it)",
+        description="the precision of training (auto: bf16 where the hardware multiplies it)",
     )
     nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="what to do with a batch whose loss is not finite"

@@ -46,8 +46,8 @@ class EvaluateConfig(DataConfig):
     )
     device: str = Field(
         AUTO,
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="where the network runs: auto, cpu, cuda, cuda:1 or mps",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where the network runs: auto, cpu, cuda or cuda:1",
     )
 
 
@@ -80,8 +80,8 @@ class PredictConfig(Config):
     seed: int = Field(0, ge=0, lt=2**31, description="the seed of a generative model's noise")
     device: str = Field(
         AUTO,
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="where the network runs: auto, cpu, cuda, cuda:1 or mps",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where the network runs: auto, cpu, cuda or cuda:1",
     )
 
     @model_validator(mode="after")

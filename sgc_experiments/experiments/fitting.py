@@ -175,7 +175,7 @@ def predict(run: TrackedRun, data: Data, classifier: Classifier) -> Predictions:
     run.log_metrics(
         {
             "inference_seconds_per_image": seconds,
-            "network_evaluations_per_image": classifier.predict_log_odds(images[:1]).evaluations,
+            "network_evaluations_per_image": prediction.evaluations,
         }
     )
     predictions = Predictions(**tables)
