@@ -40,8 +40,8 @@ class ClassifierSettings:
         evaluations: Network evaluations per image, over all classes, that a prediction spends.
         likelihood: "elbo", by the evaluation plan, or "ode": the probability flow over all levels
             trained on, with the three settings that follow.
-        ode_solver: "heun" or "dopri5", see `probability_flow.OdeSettings`.
-        ode_steps: Of Heun's method.
+        ode_solver: "rk4", "heun" or "dopri5", see `probability_flow.OdeSettings`.
+        ode_steps: Of the solvers with fixed steps.
         ode_probes: Hutchinson probes, shared by images and classes.
 
     Raises:
@@ -71,8 +71,8 @@ class ClassifierSettings:
     label_dropout: float = 0.0
     evaluations: int = 32
     likelihood: str = "elbo"
-    ode_solver: str = "heun"
-    ode_steps: int = 32
+    ode_solver: str = "rk4"
+    ode_steps: int = 12
     ode_probes: int = 2
 
     def __post_init__(self) -> None:

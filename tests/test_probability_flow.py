@@ -31,7 +31,7 @@ def images_of(truth, count=3):
     return truth.sample(labels, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "heun"])
+@pytest.mark.parametrize("solver", ["dopri5", "heun", "rk4"])
 @pytest.mark.parametrize("kind", SDES)
 def test_bits_per_dim_and_log_odds_are_exact(kind, solver):
     truth = EXACT["unequal"](3)
@@ -87,7 +87,7 @@ def test_hutchinson_is_unbiased_against_the_exact_trace(probe):
     assert abs(float(estimates.mean() - exact)) < 3 * float(error)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "heun"])
+@pytest.mark.parametrize("solver", ["dopri5", "heun", "rk4"])
 def test_an_image_alone_gets_the_answer_it_gets_in_a_batch(solver):
     truth = unequal_covariances(4)
     # One image is far from the others: a shared step size would follow it.
@@ -138,3 +138,20 @@ def test_levels_may_end_where_the_schedule_bends():
     settings = OdeSettings(solver="dopri5", log_snr_min=-3.0, log_snr_max=3.0)
     result = probability_flow_ode(truth, sde, images_of(truth, 2), settings=settings)
     assert result.log_odds.isfinite().all()
+
+
+@pytest.mark.parametrize(("solver", "order"), [("heun", 2), ("rk4", 4)])
+def test_halving_the_steps_shows_the_order(solver, order):
+    truth = EXACT["unequal"](3)
+    x = images_of(truth, 2)
+
+    def bits(steps, solver=solver):
+        settings = OdeSettings(
+            divergence="exact", solver=solver, steps=steps, log_snr_min=-8.0, log_snr_max=8.0
+        )
+        sde = make_sde("cosine", **SDES["cosine"])
+        return probability_flow_ode(truth, sde, x.double(), settings=settings).log_likelihood
+
+    limit = bits(400, "rk4")
+    coarse, fine = ((bits(steps) - limit).abs().max() for steps in (40, 80))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.35)

@@ -113,13 +113,13 @@ class FitConfig(DataConfig):
         description="how sgc estimates log p(x|c): the evidence lower bound, in so many "
         "evaluations, or the probability-flow ode, in many more",
     )
-    ode_solver: Literal["heun", "dopri5"] = Field(
-        "heun",
-        description="the solver of the ode: heun, in fixed steps, or dopri5, in adaptive ones, an "
-        "image at a time",
+    ode_solver: Literal["rk4", "heun", "dopri5"] = Field(
+        "rk4",
+        description="the solver of the ode: rk4 or heun, in fixed steps, or dopri5, in adaptive "
+        "ones, an image at a time",
     )
     ode_steps: int = Field(
-        32, ge=1, le=4096, description="the steps of heun, of two evaluations each"
+        12, ge=1, le=4096, description="the steps of rk4, of four evaluations each, or heun, of two"
     )
     ode_probes: int = Field(
         2, ge=1, le=256, description="the random probes of the ode's divergence (1: no error known)"
