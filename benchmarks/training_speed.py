@@ -2,7 +2,8 @@
 
 This project's defaults against the paper's recipe (see `published_recipe`) on the same crops. Both
 are judged alike and in our way, which the recipe gains from: 32 noise levels, the band of them
-chosen on validation images, the AUC taken on the test images. Judging is not counted.
+chosen on validation images, the AUC taken on the test images. Judging is not counted. The recipe
+is judged twenty times, which may add a twentieth of the longest time to what it took.
 
 speedup_vs_paper           time of the recipe over ours
 speedup_is_lower_bound     the recipe had not got there when it was stopped
@@ -27,10 +28,14 @@ from sgc_experiments.objective import DenoisingScoreMatching
 from sgc_experiments.training import TrainingSettings, train
 
 _DRAWS = 32
+_LOOKS = 20  # at the recipe
 
 
 class Size(NamedTuple):
-    """The AUC to reach; how often to look; when to stop the recipe, in multiples of our time."""
+    """The AUC to reach; after how many of our steps to look; when to stop the recipe.
+
+    The last in multiples of our time.
+    """
 
     patients: int
     image_size: int
@@ -118,11 +123,12 @@ def _published(size: Size, crops: Crops, limit: float) -> tuple[float, bool]:
     held_out = [standardise(part.images) for part in crops[1:3]]
     ends = (classifier.settings.log_snr_min, classifier.settings.log_snr_max)
     took, started = 0.0, time.perf_counter()
+    looks = 0
     for step in training_steps(network, crops.train, standardise):
         now = took + time.perf_counter() - started
-        if step % size.look_every and now < limit:
+        if now < (looks + 1) * limit / _LOOKS:
             continue
-        took = now
+        took, looks = now, looks + 1
         network.eval()
         auc = _held_out_auc(network, *held_out, crops, ends)
         note(f"  recipe, step {step}, {took:.0f} s, AUC {auc:.3f}")

@@ -57,9 +57,12 @@ def train_and_classify(values, folder):
     config = resolve_defaults(parse(TrainConfig, arguments), gpu=False)
     model = build_classifier(config, ("benign", "malignant"))
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
-    result = model.fit(blobs(24, 0, 16), blobs(8, 1, 16), settings=training_settings(config))
-    losses = [row["validation_loss"] for row in result.history]
-    assert losses[-1] < losses[0]
+    train_set, validation_set = blobs(24, 0, 16), blobs(8, 1, 16)
+    untrained = build_classifier(config, ("benign", "malignant"))
+    untrained._standardise_to(train_set.images)
+    at_first = untrained.objective.validate(untrained.network.eval(), *validation_set)
+    result = model.fit(train_set, validation_set, settings=training_settings(config))
+    assert result.history[-1]["validation_loss"] < at_first["validation_loss"]
     assert any(not torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
     images = blobs(6, 2, 16).images
     log_odds = model.predict_log_odds(images).log_odds

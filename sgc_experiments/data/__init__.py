@@ -211,9 +211,11 @@ def _require_usable(
     there = " and ".join(classes[label] for label in present)
     found = f"only {there} images" if present else "no usable image"
     needed = "both classes" if len(classes) == 2 else f"all {len(classes)} classes"
+    remedy = "check that the release is complete"
+    if name == "table":
+        remedy = "correct the label column, or classes="
     raise UserError(
-        f"dataset={name} has {found}, where {needed} are needed (left out: {left_out});"
-        " check that the release is complete."
+        f"dataset={name} has {found}, where {needed} are needed (left out: {left_out}); {remedy}."
     )
 
 

@@ -55,7 +55,7 @@ class Problems:
         if hidden:
             lines.append(f"  … and {hidden} more")
         raise UserError(
-            f"The {self._release} tables contradict the files or each other "
+            f"The {self._release} tables do not fit the files or each other "
             f"(problems: {len(self._lines)}; the header counts as row 1):\n" + "\n".join(lines)
         )
 

@@ -15,6 +15,7 @@ Other columns are not used.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -68,16 +69,14 @@ def read_table(data_dir: Path, *, table: Path, classes: Sequence[str] = ()) -> p
         )
     rows = read_csv_text(table)
     problems = Problems("image")
-    if absent := [name for name in REQUIRED if name not in rows.columns]:
-        problems.add(f"{table.name}: no column {', '.join(absent)}")
+    _require_columns(table.name, list(rows.columns))
     absent = [name for name in CORNERS if name not in rows.columns]
     if 0 < len(absent) < len(CORNERS):
         problems.add(f"{table.name}: a box needs {', '.join(CORNERS)}: no {', '.join(absent)}")
     if rows.empty:
         problems.add(f"{table.name}: the table is empty")
     problems.raise_if_any()
-    if unused := len(set(rows.columns) - {*REQUIRED, *OPTIONAL}):
-        log.info("%s: %d column(s) are not used", table.name, unused)
+    _tell_unused(table.name, list(rows.columns))
 
     rows = rows.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
     labels, names = _labels(rows["label"], classes, table.name, problems)
@@ -97,6 +96,40 @@ def read_table(data_dir: Path, *, table: Path, classes: Sequence[str] = ()) -> p
         columns=list(COLUMNS),
     )
     return check_table(set_classes(found, names), f"the table {table.name}")
+
+
+def _require_columns(name: str, columns: list[str]) -> None:
+    """Refuse a table without the columns needed.
+
+    What is in its first row is not told: without a header, that is a patient.
+    """
+    absent = [column for column in REQUIRED if column not in columns]
+    if not absent:
+        return
+    if len(columns) == 1 and ";" in columns[0]:
+        raise UserError(f"{name} is separated by semicolons; save it with commas.")
+    raise UserError(
+        f"{name} has no column {_listed(absent)}: its first row must name the columns "
+        f"{_listed(list(REQUIRED))}, and none of its {len(columns)} columns is called so; rename "
+        "those that hold them."
+    )
+
+
+def _tell_unused(name: str, columns: list[str]) -> None:
+    """Count the columns that are not used, and name what they were perhaps meant for."""
+    unused = [column for column in columns if column not in (*REQUIRED, *OPTIONAL)]
+    if unused:
+        log.info("%s: %d column(s) are not used", name, len(unused))
+    for wanted in OPTIONAL:
+        if wanted not in columns and difflib.get_close_matches(wanted, unused, n=1, cutoff=0.8):
+            log.warning(
+                "%s: a column that is not used is written almost like %s; if it is meant, rename "
+                "it", name, wanted,
+            )  # fmt: skip
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
 
 
 def _labels(

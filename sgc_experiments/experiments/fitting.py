@@ -317,7 +317,10 @@ def register(
     # A registered model's name holds no dot; that of a timm model with a tag does.
     name = f"{config.model.replace('.', '_')}-{config.dataset}"
     version = run.register(uri, name, tags=tags, description=card)
-    logger.info("registered %s, version %s", name, version)
+    logger.info(
+        "registered %s, version %s: see it with make ui, use it with model_uri=models:/%s/%s",
+        name, version, name, version,
+    )  # fmt: skip
 
 
 def log_model(run: TrackedRun, config: TrainConfig, data: Data, classifier: Classifier) -> str:

@@ -130,7 +130,9 @@ def test_all_problems_are_told_together(folder):
 
 
 def test_missing_columns_and_an_empty_table_are_told(tmp_path):
-    with pytest.raises(UserError, match="no column patient, label"):
+    with pytest.raises(
+        UserError, match=r"has no column patient and label: its first row must name"
+    ):
         read(tmp_path, [{"path": "a.png", "Patients": "1"}])
     with pytest.raises(UserError, match="is not a file; give a CSV table"):
         read_table(tmp_path, table=tmp_path / "none.csv")
@@ -222,3 +224,18 @@ def test_a_given_split_is_the_split(folder):
     manifest = make_split(table, seed=1).manifest.set_index("image_id")["subset"]
     expected = table.set_index("image_id")["official_split"]
     assert manifest.to_dict() == expected.to_dict()
+
+
+def test_semicolons_and_columns_written_almost_right_are_told(tmp_path, caplog):
+    (tmp_path / "mine.csv").write_text("path;patient;label\na.png;MARKER;1\n")
+    with pytest.raises(
+        UserError, match=r"^mine\.csv is separated by semicolons; save it with commas"
+    ):
+        read_table(tmp_path, table=tmp_path / "mine.csv")
+    caplog.set_level("INFO", logger="sgc_experiments.data")
+    rows = [{"path": "a.png", "patient": "1", "label": "0", "Splits": "test", "MARKER": "x"}]
+    with pytest.raises(UserError):
+        read(tmp_path, rows)
+    assert "2 column(s) are not used" in caplog.text
+    assert "written almost like split; if it is meant" in caplog.text
+    assert "MARKER" not in caplog.text
