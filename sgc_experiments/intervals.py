@@ -109,3 +109,15 @@ def metric_interval(
         limits = quadrature_interval(value, valid)
     low, high = widened(value, limits, valid, n_patients, others)
     return max(low, 0.0), high if metric in _UNBOUNDED else min(high, 1.0), "bootstrap"
+
+
+def limits_text(row: pd.Series) -> str:
+    """A 95 % interval as "0.81 to 0.89"; of perfect results not all have one."""
+    if pd.isna(row["low"]) or pd.isna(row["high"]):
+        return "no interval"
+    return f"{row['low']:.3f} to {row['high']:.3f}"
+
+
+def interval_text(row: pd.Series) -> str:
+    """A value with its 95 % interval, as "0.85 (0.81 to 0.89)" with three digits."""
+    return f"{row['value']:.3f} ({limits_text(row)})"

@@ -30,7 +30,7 @@ from sgc_experiments.evaluation import (
     evaluation_report,
     headline,
 )
-from sgc_experiments.intervals import PatientCounts, metric_interval
+from sgc_experiments.intervals import PatientCounts, interval_text, metric_interval
 from sgc_experiments.metrics import probability_metrics, rank_metrics
 from sgc_experiments.predictions import aggregate, check_predictions, one_vs_rest
 from tests.simulated_predictions import separation, simulate
@@ -598,3 +598,11 @@ class TestCurves:
             roc_band(simulate(5).assign(label=0), n_bootstrap=5)
         with pytest.raises(UserError, match="two classes"):
             precision_recall_band(three_classes(), n_bootstrap=5)
+
+
+def test_a_result_without_an_interval_says_so():
+    row = pd.Series({"value": 1.0, "low": np.nan, "high": np.nan})
+    assert interval_text(row) == "1.000 (no interval)"
+    assert interval_text(pd.Series({"value": 0.85, "low": 0.8, "high": 0.9})) == (
+        "0.850 (0.800 to 0.900)"
+    )

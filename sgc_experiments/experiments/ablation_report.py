@@ -17,8 +17,9 @@ from sgc_experiments.bootstrap import Resampling
 from sgc_experiments.config import FewshotConfig
 from sgc_experiments.experiments import ablation_findings
 from sgc_experiments.experiments.ablation_grid import Failed, Finished
-from sgc_experiments.experiments.comparison_page import html_page, interval_text
+from sgc_experiments.experiments.comparison_page import html_page
 from sgc_experiments.experiments.leakage import check_predictions_match
+from sgc_experiments.intervals import interval_text
 from sgc_experiments.learning_curves import Cell, LearningCurves, learning_curves
 from sgc_experiments.low_data_registry import (
     NATURAL,

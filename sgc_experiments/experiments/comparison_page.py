@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sgc_experiments import figures
+from sgc_experiments.intervals import interval_text
 from sgc_experiments.predictions import LEVELS
 
 if TYPE_CHECKING:
@@ -33,11 +34,6 @@ _STYLE = (
     "th{background:#f5f5f5}img{max-width:100%;height:auto}figure{margin:1.5rem 0}"
     "div{overflow-x:auto}"
 )
-
-
-def interval_text(row: pd.Series) -> str:
-    """A value with its 95 % interval, as "0.85 (0.81 to 0.89)" with three digits."""
-    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 def wide_results(results: pd.DataFrame) -> pd.DataFrame:

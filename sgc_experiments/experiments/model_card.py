@@ -7,6 +7,7 @@ import pandas as pd
 from sgc_experiments.config import GENERATIVE_MODEL, TrainConfig
 from sgc_experiments.data.splits import SUBSETS
 from sgc_experiments.experiments.datasets import Data
+from sgc_experiments.intervals import interval_text, limits_text
 
 _LABELS = {
     "phantom": "Synthetic mammograms (the phantom); the label is the simulated malignancy of the "
@@ -79,7 +80,7 @@ def _headline(whole: pd.DataFrame) -> str:
         return ""
     row = auc.iloc[0]
     name = _HEADLINE[row["metric"]]
-    return f": {name} on test {row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return f": {name} on test {interval_text(row)}"
 
 
 def _calibration(whole: pd.DataFrame) -> str:
@@ -132,6 +133,6 @@ def metric_table(metrics: pd.DataFrame) -> list[str]:
         if metric not in rows.index:
             continue
         row = rows.loc[metric]
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        lines.append(f"| {name} | {row['value']:.3f} | {interval} | {row['majority_class']:.3f} |")
+        cells = (f"{row['value']:.3f}", limits_text(row), f"{row['majority_class']:.3f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
