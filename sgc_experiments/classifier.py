@@ -7,7 +7,7 @@ validation images after training and stored with the model.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -154,8 +154,7 @@ class ScoreBasedClassifier:
             should_stop=should_stop,
         )
         self.prior = class_prior(train_set.labels, len(self.classes))
-        symmetries = settings.augmentation.symmetries()
-        self.plan = self._choose_plan(train_set, validation_set, symmetries)
+        self.plan = self._choose_plan(train_set, validation_set, settings)
         log_odds = predict_together(self, validation_set.images).log_odds
         self.calibration = fit_calibration(log_odds, validation_set.labels)
         self.typical = find_typical(
@@ -189,10 +188,10 @@ class ScoreBasedClassifier:
         self.network.pixel_std.copy_(values.std().clamp(min=1e-3))
 
     def _choose_plan(
-        self, train_set: ImageSet, validation_set: ImageSet, symmetries: tuple[int, ...]
+        self, train_set: ImageSet, validation_set: ImageSet, settings: TrainingSettings
     ) -> EvaluationPlan:
         low, high = self.settings.log_snr_min, self.settings.log_snr_max
-        plan = EvaluationPlan(low, high, self.settings.draws, symmetries)
+        plan = EvaluationPlan(low, high, self.settings.draws, settings.augmentation.symmetries())
         if len(np.unique(validation_set.labels)) < 2:
             return plan
         known = np.flatnonzero(train_set.labels >= 0)
@@ -206,9 +205,10 @@ class ScoreBasedClassifier:
         draws = plan.make_draws(
             self.image_size, draws=planning_draws(plan.draws, high - low, *_PLANNING_DRAWS)
         )
-        errors = shared_image_errors(self.network, images, draws)
+        title = "choosing noise levels" if settings.progress else ""
+        errors = shared_image_errors(self.network, images, draws, title=title)
         low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)
-        return EvaluationPlan(low, high, plan.draws, symmetries)
+        return replace(plan, log_snr_min=low, log_snr_max=high)
 
     def predict_log_odds(
         self,

@@ -27,11 +27,13 @@ from sgc_experiments.likelihood import (
 )
 from sgc_experiments.noise_levels import LogSNRDensity
 from sgc_experiments.probability_flow import OdeSettings, probability_flow_ode
+from sgc_experiments.progress import progress_bar
 from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import SDE
 from sgc_experiments.training_settings import has_fast_bf16
 
 _CHUNK = 256  # images on the device at once
+_PIECE = 32  # images between two looks at the clock
 _GREY_VALUE = 2 / 65535  # distance of neighbouring grey values in the range [−1, 1]
 
 
@@ -79,9 +81,24 @@ def image_errors(network: ScoreNetwork, images: np.ndarray, draws: Draws) -> Ten
     return torch.cat([empty, *found])
 
 
-def shared_image_errors(network: ScoreNetwork, images: np.ndarray, draws: Draws) -> Tensor:
-    """`image_errors`, where there are several ranks by each for its share; see `ranks`."""
-    return torch.cat(ranks.shared_out(lambda share: image_errors(network, share, draws), images))
+def shared_image_errors(
+    network: ScoreNetwork, images: np.ndarray, draws: Draws, *, title: str = ""
+) -> Tensor:
+    """`image_errors`, where there are several ranks by each for its share; see `ranks`.
+
+    The first shows its progress under the title, if there is one.
+    """
+
+    def measure(share: np.ndarray) -> Tensor:
+        found = [image_errors(network, share[:0], draws)]
+        shown = bool(title) and ranks.number() == 0
+        with progress_bar(total=len(share), title=title, unit="image", shown=shown) as bar:
+            for start in range(0, len(share), _PIECE):
+                found.append(image_errors(network, share[start : start + _PIECE], draws))
+                bar.update(len(share[start : start + _PIECE]))
+        return torch.cat(found)
+
+    return torch.cat(ranks.shared_out(measure, images))
 
 
 def flow_log_odds(
