@@ -1,11 +1,14 @@
 """Images in memory, and the order in which training sees them."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_CHUNK = 256  # images on a device at once
 
 
 class ImageSet(NamedTuple):
@@ -29,6 +32,12 @@ def from_model_range(images: Tensor) -> np.ndarray:
     """Inverse of `to_model_range`; values beyond [−1, 1] are clipped."""
     levels = ((images[:, 0].clamp(-1, 1) + 1) * 32767.5).round()
     return levels.cpu().numpy().astype(np.uint16)
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """Where to cut `count` images, so that a device holds a few hundred of them at once."""
+    for start in range(0, count, _CHUNK):
+        yield slice(start, start + _CHUNK)
 
 
 def stream_seed(seed: int, purpose: str, index: int) -> int:

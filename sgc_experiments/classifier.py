@@ -42,7 +42,6 @@ from sgc_experiments.typicality import TypicalSet
 __all__ = ["Classifier", "Prediction", "ScoreBasedClassifier"]
 
 KIND = "sgc"
-_PLANNING_DRAWS = 64, 128  # at least, and at most
 _PLANNING_IMAGES = 256
 
 
@@ -202,9 +201,8 @@ class ScoreBasedClassifier:
             np.concatenate([new[:_PLANNING_IMAGES], fitted[others]])
             for new, fitted in zip(validation_set, train_set, strict=True)
         )
-        draws = plan.make_draws(
-            self.image_size, draws=planning_draws(plan.draws, high - low, *_PLANNING_DRAWS)
-        )
+        count = planning_draws(plan.draws, high - low)
+        draws = plan.make_draws(self.image_size, draws=count)
         title = "choosing noise levels" if settings.progress else ""
         errors = shared_image_errors(self.network, images, draws, title=title)
         low, high = choose_band(errors, draws.log_snr, labels, low, high, draws=plan.draws)

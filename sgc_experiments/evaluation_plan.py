@@ -21,6 +21,7 @@ from sgc_experiments.noise_levels import LogSNRDensity
 _EDGES = 15  # candidate ends of a band
 _NARROWEST = 2.0  # units of log-SNR
 _HARDLY = 0.5  # standard errors
+_FEWEST_DRAWS, _MOST_DRAWS = 64, 128  # to choose from; more would take too long
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,14 @@ class EvaluationPlan:
         return asdict(self) | {"symmetries": list(self.symmetries)}
 
 
-def planning_draws(draws: int, width: float, least: int, most: int) -> int:
+def planning_draws(draws: int, width: float) -> int:
     """How many draws over all levels a band is chosen from.
 
     Args:
         draws: How many a prediction has: the narrowest band should hold as many.
         width: Of all levels, in units of log-SNR.
-        least: Of the result.
-        most: Of the result, which bounds the time.
     """
-    return min(most, max(least, math.ceil(draws * width / _NARROWEST)))
+    return min(_MOST_DRAWS, max(_FEWEST_DRAWS, math.ceil(draws * width / _NARROWEST)))
 
 
 def choose_band(

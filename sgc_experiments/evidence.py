@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgc_experiments import ranks
-from sgc_experiments.batches import to_model_range
+from sgc_experiments.batches import chunks, to_model_range
 from sgc_experiments.likelihood import (
     Draws,
     bits_per_dim,
@@ -32,7 +32,6 @@ from sgc_experiments.score_network import ScoreNetwork
 from sgc_experiments.sde import SDE
 from sgc_experiments.training_settings import has_fast_bf16
 
-_CHUNK = 256  # images on the device at once
 _PIECE = 32  # images between two looks at the clock
 _GREY_VALUE = 2 / 65535  # distance of neighbouring grey values in the range [−1, 1]
 
@@ -57,14 +56,13 @@ def _dequantised_chunks(
     network: ScoreNetwork, images: np.ndarray, seed: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the images, and what `dequantised` makes of each, on the network's device."""
-    for start in range(0, len(images), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for chunk in chunks(len(images)):
         yield chunk, dequantised(images[chunk], seed).to(network.pixel_mean.device)
 
 
 def _chunks(network: ScoreNetwork, images: np.ndarray) -> Iterator[Tensor]:
-    for start in range(0, len(images), _CHUNK):
-        yield standardised(network, images[start : start + _CHUNK])
+    for chunk in chunks(len(images)):
+        yield standardised(network, images[chunk])
 
 
 def _precision(network: ScoreNetwork) -> AbstractContextManager[None]:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot, softplus
 
-from sgc_experiments.batches import to_model_range
+from sgc_experiments.batches import chunks, to_model_range
 from sgc_experiments.evaluation_plan import mean_pairwise_auc
 from sgc_experiments.likelihood import make_draws, squared_errors
 from sgc_experiments.noise_levels import SAMPLINGS, LogSNRDensity, stratified_uniforms
@@ -46,7 +46,6 @@ _WEIGHT_BINS = 128  # of the density that follows the weight
 _MEMORY = 0.95  # of the running mean of the squared loss per bin, per batch that falls into it
 _FLOOR = 0.1  # share of the importance-sampling density that stays uniform
 _VALIDATION_DRAWS = 8
-_CHUNK = 256  # validation images on the device at once
 _PHASED_IN = 300  # steps over which η grows
 
 
@@ -283,8 +282,8 @@ class DenoisingScoreMatching(nn.Module):
         """
         device = network.pixel_mean.device
         draws = make_draws((1, *images.shape[1:]), self._weight_as_density, _VALIDATION_DRAWS)
-        parts = [images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK)]
-        standardised = (network.standardise(to_model_range(part).to(device)) for part in parts)
+        parts = (to_model_range(images[chunk]).to(device) for chunk in chunks(len(images)))
+        standardised = map(network.standardise, parts)
         errors = torch.cat([squared_errors(network, x, draws) for x in standardised])
         target = torch.as_tensor(labels)
         per_pixel = errors / images[0].size

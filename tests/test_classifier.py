@@ -460,7 +460,7 @@ def test_the_band_is_where_the_evidence_is():
 
 @pytest.mark.parametrize(("draws", "found"), [(16, 112), (4, 64), (64, 128)])
 def test_the_narrowest_band_holds_as_many_draws_as_a_prediction_if_that_is_bearable(draws, found):
-    assert planning_draws(draws, 14.0, 64, 128) == found
+    assert planning_draws(draws, 14.0) == found
 
 
 @pytest.mark.parametrize("classes", [2, 3, 6])

@@ -178,7 +178,7 @@ def test_validation_does_not_hold_all_images_at_once(monkeypatch):
     images = np.random.default_rng(0).integers(0, 65536, (7, 8, 8), dtype=np.uint16)
     labels = np.arange(7) % 2
     whole = make_objective(hybrid_weight=0.01).validate(network, images, labels)
-    monkeypatch.setattr("sgc_experiments.objective._CHUNK", 3)
+    monkeypatch.setattr("sgc_experiments.batches._CHUNK", 3)
     parts = make_objective(hybrid_weight=0.01).validate(network, images, labels)
     assert parts == pytest.approx(whole, rel=1e-5)
 
