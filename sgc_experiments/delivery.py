@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 
 from sgc_experiments.errors import Outage
 
-_AT_ONCE = 1000  # MLflow's bound on the metrics of a request
+MOST_METRICS = 1000  # MLflow's bound on the metrics of a request
 _PAUSE_SECONDS = 15.0
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class MetricSender:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-                batch = self._waiting[:_AT_ONCE]
+                batch = self._waiting[:MOST_METRICS]
             try:
                 self._client.log_batch(self._run_id, metrics=batch)
                 failure = None

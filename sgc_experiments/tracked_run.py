@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import json
 import logging
 import os
-import platform
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -30,12 +27,12 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ParamSchema, ParamSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from sgc_experiments.delivery import MetricSender
+from sgc_experiments.delivery import MOST_METRICS, MetricSender
+from sgc_experiments.provenance import PROJECT_DIR, commit, environment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROJECT_DIR = Path(__file__).resolve().parents[1]
 CHAMPION = "champion"
 CHAMPION_MEANS = (
     f"The alias `{CHAMPION}` marks the version with the best validation AUC under its split; one "
@@ -70,7 +67,6 @@ SERVING_REQUIREMENTS = (
 _NOT_LOGGED = frozenset(
     {"boxes", "cache_dir", "config", "data_dir", "images", "out", "processes", "storage", "table"}
 )
-COMMIT_VARIABLE = "SGC_COMMIT"
 RESUME_KEY = "resume_key"
 DESCRIPTION = MLFLOW_RUN_NOTE
 REASON = "failure_reason"
@@ -96,6 +92,7 @@ class TrackedRun:
         self.folder: Path | None = None
         self._sender: MetricSender | None = None
         self._logged: frozenset[str] = frozenset()
+        self._steps: set[tuple[str, int]] = set()
 
     def keep_in(self, folder: Path, *, logged: Collection[str]) -> None:
         """Let the run outlive its process, and its metrics an outage of the tracking server.
@@ -123,14 +120,7 @@ class TrackedRun:
 
     def log_environment(self) -> None:
         """Log package versions, Python, the platform and the commit."""
-        packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
-        environment = {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cpu_count": os.cpu_count(),
-            "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
-        }
-        text = json.dumps(environment, indent=2)
+        text = json.dumps(environment(), indent=2)
         mlflow.log_text(text, "environment.json", run_id=self.run_id)
         self.set_tags({"commit": commit()})
 
@@ -144,9 +134,30 @@ class TrackedRun:
         if self._sender and step is not None:
             self._sender.log(finite, step)
             return
-        new = {name: value for name, value in finite.items() if name not in self._logged}
+        new = {
+            name: value
+            for name, value in finite.items()
+            if name not in self._logged and (name, step) not in self._steps
+        }
         if new:
             mlflow.log_metrics(new, step=step, run_id=self.run_id)
+
+    def take_over_curves(self, run_id: str) -> None:
+        """Log the curves of a run whose work this one goes on with; they are not logged again.
+
+        A curve has steps from 1; what is measured once has none, and is measured again.
+        """
+        client = MlflowClient()
+        curves = [
+            point
+            for name in client.get_run(run_id).data.metrics
+            if not name.startswith("system/")
+            for point in client.get_metric_history(run_id, name)
+            if point.step
+        ]
+        for start in range(0, len(curves), MOST_METRICS):
+            client.log_batch(self.run_id, metrics=curves[start : start + MOST_METRICS])
+        self._steps = {(point.key, point.step) for point in curves}
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Log a figure as ``figures/<name>.png``."""
@@ -350,28 +361,6 @@ def added(call: Callable[[], object]) -> None:
         call()
     except MlflowException:
         call()
-
-
-@functools.cache
-def commit() -> str:
-    """The commit of the running code, with ``-dirty`` when files differ from it.
-
-    A copy of the code on another machine is told it in the variable ``SGC_COMMIT``.
-    """
-    if told := os.environ.get(COMMIT_VARIABLE):
-        return told
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=PROJECT_DIR,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def _param(value: Any) -> str:

@@ -29,15 +29,15 @@ from sgc_experiments.config import DataConfig
 from sgc_experiments.delivery import server_trouble
 from sgc_experiments.errors import Outage, UserError, without_paths
 from sgc_experiments.past_runs import open_run
+from sgc_experiments.provenance import commit
 from sgc_experiments.resumption import RunFolder, discard, empty, run_folder
-from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, added, commit
+from sgc_experiments.tracked_run import REASON, RESUME_KEY, TrackedRun, added
 
 __all__ = [
     "LOST",
     "Store",
     "TrackedRun",
     "beside_store",
-    "commit",
     "end_lost_run",
     "end_run",
     "fail_inherited_run",

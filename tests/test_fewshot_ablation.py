@@ -33,7 +33,7 @@ from sgc_experiments.low_data_registry import (
     publish_cells,
 )
 from sgc_experiments.past_runs import PastRun
-from sgc_experiments.tracked_run import commit
+from sgc_experiments.provenance import commit
 from sgc_experiments.tracking import Store, start_run
 from tests.conftest import SMALL
 from tests.data.test_splits import image_table

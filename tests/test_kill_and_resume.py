@@ -109,12 +109,13 @@ EVENTS = {
     "phantom": exists("phantom/.*"),
     "cache": exists("images/*.partial/journal"),
     "inputs": has_row("inputs"),
+    "end of a training": has_row("metrics WHERE key = 'training_seconds'"),
 }
 EVENTS_OF = {
     "prepare": ("phantom", "cache", "run", "inputs"),
     "sgc": ("checkpoint", "second checkpoint", "run", "logged model", "version"),
     "resnet10t": ("checkpoint", "second checkpoint", "inputs", "registered model", "version"),
-    "tune": ("run", "logged model", "version"),
+    "tune": ("run", "end of a training", "logged model", "version"),
     "fewshot_ablation": ("run", "inputs", "logged model", "registered model", "version"),
 }
 

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig, TuneConfig, resolve_tuning
-from sgc_experiments.errors import UserError
-from sgc_experiments.experiments import train, tune
+from sgc_experiments.errors import Outage, UserError
+from sgc_experiments.experiments import train, tune, tune_trial
 from sgc_experiments.experiments.datasets import load_data
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
@@ -190,7 +190,8 @@ def test_two_workers_on_one_postgresql_server_share_a_study(workspace, postgres_
     assert postgres_server.password not in str(params)
 
 
-def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
+def a_study(workspace, monkeypatch):
+    """A study of one trial, whose work is done in this process; its configuration; the data."""
     monkeypatch.chdir(ROOT)
     mlflow.set_tracking_uri(workspace.tracking_uri)
     values = TINY | {"cache_dir": str(workspace.cache), "trials": "1", "checkpoint_every": "2"}
@@ -199,9 +200,13 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     url = f"sqlite:///{workspace.folder / 'optuna.db'}"
     end_lost = partial(end_lost_trial, study="study")
     study = TuningStudy(config, url, "study", end_lost, worker="w")
+    return study, config, load_data(config)
+
+
+def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
+    study, config, data = a_study(workspace, monkeypatch)
     # No AUC reaches it: every trial is pruned at its first validation.
     study.study.pruner = optuna.pruners.ThresholdPruner(lower=2.0)
-    data = load_data(config)
     with start_run("study", {}) as run:
         objective = partial(run_trial, config=config, study=study, data=data, parent=run.run_id)
         study.work(objective, lambda trial: None)
@@ -215,6 +220,42 @@ def test_a_pruned_trial_ends_as_a_pruned_run(workspace, monkeypatch):
     curve = workspace.client.get_metric_history(pruned.info.run_id, "validation_auc")
     assert [point.step for point in curve] == [4]
     assert not list(workspace.cache.glob("checkpoints/*study-trial0"))
+
+
+def test_a_trial_that_is_lost_after_its_training_hands_its_curves_on(workspace, monkeypatch):
+    study, config, data = a_study(workspace, monkeypatch)
+
+    def break_off(*_, **__):
+        raise Outage("the server is gone")
+
+    with start_run("study", {}) as run:
+        objective = partial(run_trial, config=config, study=study, data=data, parent=run.run_id)
+        with monkeypatch.context() as gone:
+            gone.setattr(tune_trial, "prediction_table", break_off)
+            with pytest.raises(Outage):
+                study.work(objective, lambda trial: None)
+        study.work(objective, lambda trial: None)
+    lost, repeated = sorted(runs_of(workspace, "trial"), key=lambda r: int(r.data.tags["trial"]))
+    assert lost.data.metrics["training_steps"] == repeated.data.metrics["training_steps"] == 12
+    assert "val_auc" in repeated.data.metrics.keys() - lost.data.metrics.keys()
+    for name in ("loss", "validation_auc", "training_steps"):
+        of_lost, of_repeated = (
+            [(p.step, p.value) for p in workspace.client.get_metric_history(r.info.run_id, name)]
+            for r in (lost, repeated)
+        )
+        assert of_repeated == of_lost
+        assert len(of_lost) == {"loss": 4, "validation_auc": 3, "training_steps": 1}[name]
+
+
+def test_the_run_of_a_trial_that_the_study_never_heard_of_counts_as_lost(workspace, monkeypatch):
+    study, config, data = a_study(workspace, monkeypatch)
+    with start_run("study", {}) as run:
+        trial = study.study.ask()
+        run_trial(trial, config=config, study=study, data=data, parent=run.run_id)
+        end_lost_trial(study.study.trials[0], study="study")
+    (lost,) = runs_of(workspace, "trial")
+    assert lost.info.status == "KILLED"
+    assert lost.data.tags["trial_state"] == "lost"
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from sgc_experiments.experiments.datasets import split_images
 from sgc_experiments.experiments.executors import execute
 from sgc_experiments.experiments.worker_processes import WorkerDied
 from sgc_experiments.past_runs import PastRun, earlier_runs, read_run
-from sgc_experiments.tracking import Store, TrackedRun, commit
+from sgc_experiments.provenance import commit
+from sgc_experiments.tracking import Store, TrackedRun
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from sgc_experiments.experiments.models import check_model
 from sgc_experiments.experiments.team import team
 from sgc_experiments.experiments.train import announce, run_model, run_name, run_tags
 from sgc_experiments.past_runs import PastRun, finished_runs
+from sgc_experiments.provenance import commit
 from sgc_experiments.resumption import key_of
-from sgc_experiments.tracking import commit, start_run
+from sgc_experiments.tracking import start_run
 from sgc_experiments.training_settings import choose_device
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,8 @@ from sgc_experiments.experiments.model_card import metric_table
 from sgc_experiments.experiments.models import build_classifier
 from sgc_experiments.experiments.starting_weights import seen_by_registered
 from sgc_experiments.past_runs import PastRun, finished_runs
-from sgc_experiments.tracking import TrackedRun, commit, start_run
+from sgc_experiments.provenance import commit
+from sgc_experiments.tracking import TrackedRun, start_run
 
 # Cost of all folds together: totals, and what is a mean.
 _TOTALS = ("training_seconds", "training_steps", "training_images")

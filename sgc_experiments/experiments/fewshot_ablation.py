@@ -26,13 +26,13 @@ from sgc_experiments.experiments.starting_weights import seen_by_registered
 from sgc_experiments.experiments.train import announce
 from sgc_experiments.file_lock import locked
 from sgc_experiments.past_runs import earlier_runs
+from sgc_experiments.provenance import commit
 from sgc_experiments.registered_models import pinned
 from sgc_experiments.resumption import cache_identity, key_of
 from sgc_experiments.tracking import (
     LOST,
     Store,
     TrackedRun,
-    commit,
     end_lost_run,
     end_run,
     move_run,

@@ -41,9 +41,10 @@ from sgc_experiments.experiments.team import give
 from sgc_experiments.experiments.unlabelled import find_unlabelled, log_unlabelled
 from sgc_experiments.metrics import logged_auc
 from sgc_experiments.protocol import Classifier, predict_together
+from sgc_experiments.provenance import commit
 from sgc_experiments.registered_models import pinned
 from sgc_experiments.resumption import key_of
-from sgc_experiments.tracking import TrackedRun, commit
+from sgc_experiments.tracking import TrackedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sgc_experiments.errors import Outage, UserError
 from sgc_experiments.experiments.worker_processes import WorkerDied
-from sgc_experiments.tracked_run import COMMIT_VARIABLE, PROJECT_DIR, commit
+from sgc_experiments.provenance import COMMIT_VARIABLE, PROJECT_DIR, commit
 
 _PACKAGES = ("sgc_experiments", "baselines")
 _RETRIES = 1

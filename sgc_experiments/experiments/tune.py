@@ -32,8 +32,9 @@ from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.experiments.tune_trial import end_lost_trial, run_trial
 from sgc_experiments.experiments.unlabelled import find_unlabelled
 from sgc_experiments.experiments.worker_processes import WorkerDied
+from sgc_experiments.provenance import commit
 from sgc_experiments.resumption import key_of
-from sgc_experiments.tracking import Store, TrackedRun, beside_store, commit, is_there, start_run
+from sgc_experiments.tracking import Store, TrackedRun, beside_store, is_there, start_run
 from sgc_experiments.training_settings import choose_device
 
 logger = logging.getLogger(__name__)

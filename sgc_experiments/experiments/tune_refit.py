@@ -22,8 +22,9 @@ from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.learning_curves import Cell, learning_curves
 from sgc_experiments.past_runs import PastRun, finished_runs, open_run, running
 from sgc_experiments.predictions import class_names
+from sgc_experiments.provenance import commit
 from sgc_experiments.tracked_run import DESCRIPTION
-from sgc_experiments.tracking import LOST, TrackedRun, commit, end_lost_run, start_run
+from sgc_experiments.tracking import LOST, TrackedRun, end_lost_run, start_run
 
 TUNED, DEFAULTS = "tuned", "defaults"
 _METRICS = ("auc", "average_precision", "brier")

@@ -29,7 +29,7 @@ from sgc_experiments.experiments.scoring import prediction_table
 from sgc_experiments.experiments.tune_study import TuningStudy
 from sgc_experiments.metrics import logged_auc
 from sgc_experiments.past_runs import running
-from sgc_experiments.tracking import LOST, TrackedRun, end_lost_run, start_run
+from sgc_experiments.tracking import LOST, TrackedRun, end_lost_run, is_there, start_run
 
 _SEEN = ("train", "validation")
 
@@ -47,6 +47,7 @@ def run_trial(
     """
     point = choose(config.space(), partial(study.suggest, trial))
     repeats = study.repeats(trial)
+    lost_run = "" if repeats is None else trial.user_attrs.get("run_id", "")
     tags = {
         "entry_point": "trial",
         "study": study.name,
@@ -65,6 +66,8 @@ def run_trial(
             run.log_config(of_trial.model_dump())
             run.log_environment()
             log_data(run, data, _SEEN)
+            if lost_run and is_there(lost_run):  # what is trained already is not reported again
+                run.take_over_curves(lost_run)
             on_step = _reporter(run, trial, prunes=config.objective != "both")
             values = _judge(
                 run, of_trial, data.without_test(), checkpoints=checkpoints, on_step=on_step
@@ -152,6 +155,7 @@ def _judge(
 
 
 def end_lost_trial(trial: optuna.trial.FrozenTrial, *, study: str) -> None:
-    """End the run of a trial whose process died."""
-    for run_id in running({"study": study, "trial": str(trial.number)}):
+    """End the run of a trial whose process died, be it after all but telling the study."""
+    begun = running({"study": study, "trial": str(trial.number)})
+    for run_id in {*begun, *filter(None, [trial.user_attrs.get("run_id")])}:
         end_lost_run(run_id, {"trial_state": "lost", "failure_reason": LOST})
