@@ -6,7 +6,6 @@ the logits less log π', to which calibration and prior are applied as to those 
 classifier.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,19 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from torch import Tensor
 
-from sgc_experiments.batches import ImageSet
+from sgc_experiments.batches import ImageSet, check_images, check_labels
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
-from sgc_experiments.checkpoint import write_atomically
-from sgc_experiments.errors import UserError
+from sgc_experiments.model_files import read_model, sound_model, write_model
 from sgc_experiments.protocol import Prediction, predict_together
 from sgc_experiments.training import TrainingResult
 from sgc_experiments.training_settings import TrainingSettings
-
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_LOAD_ERRORS = (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError)
 
 
 class DiscriminativeClassifier(ABC):
@@ -81,11 +75,11 @@ class DiscriminativeClassifier(ABC):
             TrainingDiverged: See `training.train`.
         """
         for images, _ in (train_set, validation_set):
-            self._check_images(images)
+            check_images(images, self.image_size)
         labelled = train_set.labels >= 0
         if not labelled.all():
             train_set = ImageSet(train_set.images[labelled], train_set.labels[labelled])
-        self._check_labels(train_set.labels)
+        check_labels(train_set.labels, self.classes)
         self.prior = class_prior(train_set.labels, len(self.classes))
         self.prior_seen = self._prior_of_training(settings)
         result = self._train(
@@ -106,7 +100,7 @@ class DiscriminativeClassifier(ABC):
         Raises:
             UserError: Images of another size.
         """
-        self._check_images(images)
+        check_images(images, self.image_size)
         if len(images) == 0:
             nothing = np.zeros((0, len(self.classes)))
             return Prediction(nothing, nothing, self._evaluations())
@@ -125,7 +119,6 @@ class DiscriminativeClassifier(ABC):
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json` into `folder`, which is made if missing."""
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "kind": self.kind,
             "arguments": self.arguments,
@@ -133,8 +126,7 @@ class DiscriminativeClassifier(ABC):
             "prior": self.prior.tolist(),
             "prior_seen": self.prior_seen.tolist(),
         }
-        write_atomically(folder / _WEIGHTS, save(self._tensors()))
-        write_atomically(folder / _CONFIG, json.dumps(config, indent=2).encode())
+        write_model(folder, config, self._tensors())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -143,23 +135,13 @@ class DiscriminativeClassifier(ABC):
         Raises:
             UserError: The folder holds no sound model of this kind.
         """
-        try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            if config["kind"] != cls.kind:
-                raise UserError(f"{folder.name} holds a model of kind {config['kind']!r}.")
+        with sound_model(folder):
+            config, tensors = read_model(folder, cls.kind)
             model = cls(**config["arguments"])
-            calibration = config["calibration"]
-            model.calibration = Calibration(
-                calibration["temperature"], tuple(calibration["offset"])
-            )
+            model.calibration = Calibration.from_dict(config["calibration"])
             model.prior = np.array(config["prior"])
             model.prior_seen = np.array(config["prior_seen"])
-            model._set_tensors(load_file(folder / _WEIGHTS))
-        except _LOAD_ERRORS as error:
-            raise UserError(
-                f"{folder.name} holds no sound model of this version ({type(error).__name__}): "
-                "save or download it again."
-            ) from error
+            model._set_tensors(tensors)
         return model
 
     @abstractmethod
@@ -186,28 +168,9 @@ class DiscriminativeClassifier(ABC):
         """Network evaluations per image."""
 
     @abstractmethod
-    def _tensors(self) -> dict[str, np.ndarray]:
+    def _tensors(self) -> dict[str, Tensor]:
         """All that is learnt."""
 
     @abstractmethod
-    def _set_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+    def _set_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `_tensors` gave."""
-
-    def _check_images(self, images: np.ndarray) -> None:
-        expected = (self.image_size, self.image_size)
-        if images.ndim != 3 or images.shape[1:] != expected or images.dtype != np.uint16:
-            raise UserError(
-                f"Images must be uint16 of shape (N, {self.image_size}, {self.image_size}), "
-                f"not {images.dtype} of shape {images.shape}."
-            )
-
-    def _check_labels(self, labels: np.ndarray) -> None:
-        counts = np.bincount(labels, minlength=len(self.classes))
-        if len(counts) > len(self.classes):
-            raise UserError(f"Training labels reach {len(counts) - 1}; classes are {self.classes}.")
-        for name, count in zip(self.classes, counts, strict=True):
-            if not count:
-                raise UserError(
-                    f"No training image is {name}: a class needs at least one. "
-                    "Use more patients, or another split."
-                )

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_sample_weight
+from torch import Tensor
 
 from baselines.discriminative import DiscriminativeClassifier
 from sgc_experiments.batches import ImageSet
@@ -123,11 +125,11 @@ class LogisticRegressionClassifier(DiscriminativeClassifier):
     def _evaluations(self) -> float:
         return 0.0
 
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return self.parameters
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(value) for name, value in self.parameters.items()}
 
-    def _set_tensors(self, tensors: dict[str, np.ndarray]) -> None:
-        self.parameters = tensors
+    def _set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.parameters = {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 class MajorityClassifier(DiscriminativeClassifier):
@@ -177,10 +179,10 @@ class MajorityClassifier(DiscriminativeClassifier):
     def _evaluations(self) -> float:
         return 0.0
 
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return {"prior": self.prior}
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"prior": torch.as_tensor(self.prior)}
 
-    def _set_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+    def _set_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The prior stands in the configuration already."""
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from baselines.classification_loss import ClassificationLoss, logits_of
 from baselines.discriminative import DiscriminativeClassifier
 from baselines.networks import GreyImageNetwork, build_network
-from sgc_experiments.batches import ImageSet, to_model_range
+from sgc_experiments.batches import ImageSet, evenly_spaced, to_model_range
 from sgc_experiments.errors import UserError
 from sgc_experiments.training import TrainingResult, train
 from sgc_experiments.training_settings import TrainingSettings
@@ -120,8 +121,8 @@ class TimmClassifier(DiscriminativeClassifier):
     ) -> TrainingResult:
         self._check_batch(settings.batch_size)
         self.network = self._make_network(settings.seed)
-        some = np.linspace(0, len(train_set.images) - 1, _MEASURED_IMAGES).astype(int)
-        self.network.standardise_to(to_model_range(train_set.images[np.unique(some)]))
+        some = evenly_spaced(len(train_set.images), _MEASURED_IMAGES)
+        self.network.standardise_to(to_model_range(train_set.images[some]))
         weigh = self.arguments["class_weights"]
         counts = torch.bincount(torch.as_tensor(train_set.labels), minlength=len(self.classes))
         objective = ClassificationLoss(
@@ -130,8 +131,15 @@ class TimmClassifier(DiscriminativeClassifier):
             mixup=self.arguments["mixup"],
             balanced=settings.balanced or weigh,
         )
+        made_with = {k: v for k, v in self.arguments.items() if k != "symmetries"}
         result = train(
-            self.network, objective, train_set, validation_set, settings=settings, **hooks
+            self.network,
+            objective,
+            train_set,
+            validation_set,
+            settings=settings,
+            model=made_with,
+            **hooks,
         )
         self.arguments["symmetries"] = list(settings.augmentation.symmetries())
         return result
@@ -160,8 +168,8 @@ class TimmClassifier(DiscriminativeClassifier):
     def _evaluations(self) -> float:
         return float(len(self.arguments["symmetries"]))
 
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return {k: v.contiguous().cpu().numpy() for k, v in self.network.state_dict().items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
 
-    def _set_tensors(self, tensors: dict[str, np.ndarray]) -> None:
-        self.network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+    def _set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)

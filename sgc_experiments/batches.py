@@ -1,12 +1,14 @@
 """Images in memory, and the order in which training sees them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sgc_experiments.errors import UserError
 
 _CHUNK = 256  # images on a device at once
 
@@ -32,6 +34,41 @@ def from_model_range(images: Tensor) -> np.ndarray:
     """Inverse of `to_model_range`; values beyond [−1, 1] are clipped."""
     levels = ((images[:, 0].clamp(-1, 1) + 1) * 32767.5).round()
     return levels.cpu().numpy().astype(np.uint16)
+
+
+def check_images(images: np.ndarray, side: int) -> None:
+    """Refuse anything but uint16 images (N, S, S) of the side S that a model has.
+
+    Raises:
+        UserError: They are none.
+    """
+    if images.ndim != 3 or images.shape[1:] != (side, side) or images.dtype != np.uint16:
+        raise UserError(
+            f"Images must be uint16 of shape (N, {side}, {side}), "
+            f"not {images.dtype} of shape {images.shape}."
+        )
+
+
+def check_labels(labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuse training labels, int64 (N,), without an image of each class; −1 is no label.
+
+    Raises:
+        UserError: A class has no image, or a label no class.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    if len(counts) > len(classes):
+        raise UserError(f"Training labels reach {len(counts) - 1}; classes are {tuple(classes)}.")
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise UserError(
+                f"No training image is {name}: a class needs at least one. "
+                "Use more patients, or another split."
+            )
+
+
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """Rows, int64, of `wanted` of `count` images, or of all if there are no more; none twice."""
+    return np.linspace(0, count - 1, min(count, wanted)).astype(np.int64)
 
 
 def chunks(count: int) -> Iterator[slice]:

@@ -11,8 +11,9 @@ falls back on the prevalence rather than on noise.
 References: Platt 1999; Guo et al., arXiv:1706.04599.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class Calibration:
     def identity(cls, classes: int) -> "Calibration":
         """Takes log-odds at their word."""
         return cls(1.0, (0.0,) * classes)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
+        """Of what `dataclasses.asdict` gave, perhaps by way of JSON."""
+        return cls(float(stored["temperature"]), tuple(stored["offset"]))
 
     def logits(self, log_odds: np.ndarray, prior: Sequence[float] | np.ndarray) -> np.ndarray:
         """Log p(c|x) up to a constant of each image, (N, C); arguments as `posterior`.

@@ -15,13 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgc_experiments.batches import ImageSet, from_model_range, to_model_range
+from sgc_experiments.batches import (
+    ImageSet,
+    check_images,
+    check_labels,
+    evenly_spaced,
+    from_model_range,
+    to_model_range,
+)
 from sgc_experiments.calibration import Calibration, class_prior, fit_calibration
 from sgc_experiments.classifier_settings import NETWORK, ClassifierSettings
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band, planning_draws
 from sgc_experiments.evidence import evidence_maps, shared_image_errors
-from sgc_experiments.model_files import DAMAGE, read_model, write_model
+from sgc_experiments.model_files import read_model, sound_model, write_model
 from sgc_experiments.objective import DenoisingScoreMatching
 from sgc_experiments.prediction import (
     find_typical,
@@ -127,16 +134,8 @@ class ScoreBasedClassifier:
             TrainingDiverged: See `training.train`.
         """
         for images, _ in (train_set, validation_set):
-            self._check_images(images)
-        counts = np.bincount(train_set.labels[train_set.labels >= 0], minlength=len(self.classes))
-        if len(counts) > len(self.classes):
-            raise UserError(f"Training labels reach {len(counts) - 1}; classes are {self.classes}.")
-        for name, count in zip(self.classes, counts, strict=True):
-            if not count:
-                raise UserError(
-                    f"No training image is {name}: a class needs at least one. "
-                    "Use more patients, or another split."
-                )
+            check_images(images, self.image_size)
+        check_labels(train_set.labels, self.classes)
         self.network = self._make_network(settings.seed)
         if self._start is not None:
             self.network.load_state_dict(self._weights_of(self._start))
@@ -148,6 +147,7 @@ class ScoreBasedClassifier:
             train_set,
             validation_set,
             settings=settings,
+            model=asdict(self.settings),
             checkpoint_dir=checkpoint_dir,
             on_step=on_step,
             should_stop=should_stop,
@@ -181,8 +181,7 @@ class ScoreBasedClassifier:
 
     def _standardise_to(self, images: np.ndarray) -> None:
         """Make the pixels of the training images have mean 0 and variance 1."""
-        some = np.linspace(0, len(images) - 1, min(len(images), 1024)).astype(int)
-        values = to_model_range(images[some])
+        values = to_model_range(images[evenly_spaced(len(images), 1024)])
         self.network.pixel_mean.copy_(values.mean())
         self.network.pixel_std.copy_(values.std().clamp(min=1e-3))
 
@@ -195,8 +194,8 @@ class ScoreBasedClassifier:
             return plan
         known = np.flatnonzero(train_set.labels >= 0)
         # Fitted images are told apart too well, but at much the same levels as new ones.
-        wanted = min(len(known), max(0, _PLANNING_IMAGES - len(validation_set.labels)))
-        others = known[np.linspace(0, len(known) - 1, wanted).astype(int)]
+        wanted = max(0, _PLANNING_IMAGES - len(validation_set.labels))
+        others = known[evenly_spaced(len(known), wanted)]
         images, labels = (
             np.concatenate([new[:_PLANNING_IMAGES], fitted[others]])
             for new, fitted in zip(validation_set, train_set, strict=True)
@@ -233,7 +232,7 @@ class ScoreBasedClassifier:
             ValueError: `evaluations` below the number of classes, `stop_z` not positive, or either
                 with `likelihood` "ode", which knows neither.
         """
-        self._check_images(images)
+        check_images(images, self.image_size)
         if self.settings.likelihood == "ode":
             if (evaluations, stop_z) != (None, None):
                 raise ValueError("evaluations and stop_z are those of likelihood=elbo")
@@ -298,7 +297,7 @@ class ScoreBasedClassifier:
         Returns:
             Float64 (N, S, S), nats per pixel.
         """
-        self._check_images(images)
+        check_images(images, self.image_size)
         draws = self.plan.make_draws(self.image_size, draws=self._draws(evaluations), seed=seed)
         return evidence_maps(self.network, images, draws, target=target, reference=reference)
 
@@ -356,25 +355,17 @@ class ScoreBasedClassifier:
         Raises:
             UserError: The folder holds no sound model of this kind.
         """
-        try:
+        with sound_model(folder):
             config, tensors = read_model(folder, KIND)
             model = cls(**config["arguments"])
             plan = config["plan"]
             model.plan = EvaluationPlan(**plan | {"symmetries": tuple(plan["symmetries"])})
-            calibration = config["calibration"]
-            model.calibration = Calibration(
-                calibration["temperature"], tuple(calibration["offset"])
-            )
+            model.calibration = Calibration.from_dict(config["calibration"])
             model.prior = np.array(config["prior"])
             # Models of before have no typical set.
             if config.get("typical") is not None:
                 model.typical = TypicalSet.from_dict(config["typical"])
             model.network.load_state_dict(tensors)
-        except DAMAGE as error:
-            raise UserError(
-                f"{folder.name} holds no sound model of this version ({type(error).__name__}): "
-                "save or download it again."
-            ) from error
         model.network.eval()
         return model
 
@@ -388,11 +379,3 @@ class ScoreBasedClassifier:
                 f"not {evaluations}"
             )
         return draws
-
-    def _check_images(self, images: np.ndarray) -> None:
-        expected = (self.image_size, self.image_size)
-        if images.ndim != 3 or images.shape[1:] != expected or images.dtype != np.uint16:
-            raise UserError(
-                f"Images must be uint16 of shape (N, {self.image_size}, {self.image_size}), "
-                f"not {images.dtype} of shape {images.shape}."
-            )

@@ -1,6 +1,8 @@
 """A model on disk: weights as safetensors, all else as JSON. Nothing is ever unpickled."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from sgc_experiments.checkpoint import write_atomically
 from sgc_experiments.errors import UserError
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-DAMAGE = (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError)
-"""What reading a file that is cut, foreign or of another version raises."""
+# What reading a file that is cut, foreign or of another version raises.
+_DAMAGE = (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError)
 
 
 def write_model(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -29,9 +31,25 @@ def read_model(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
 
     Raises:
         UserError: The model is of another kind.
-        Exception: One of `DAMAGE`: the files are not sound.
+        Exception: The files are not sound; see `sound_model`.
     """
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     if config["kind"] != kind:
         raise UserError(f"{folder.name} holds a model of kind {config['kind']!r}.")
     return config, load_file(folder / _WEIGHTS)
+
+
+@contextmanager
+def sound_model(folder: Path) -> Iterator[None]:
+    """Making a model of what is read: says what the files' damage, or their age, comes to.
+
+    Raises:
+        UserError: The folder holds no sound model.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UserError(
+            f"{folder.name} holds no sound model of this version ({type(error).__name__}): "
+            "save or download it again."
+        ) from error

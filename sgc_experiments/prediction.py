@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from sgc_experiments.batches import evenly_spaced
 from sgc_experiments.calibration import Calibration
 from sgc_experiments.evaluation_plan import EvaluationPlan
 from sgc_experiments.evidence import flow_log_odds, image_errors, shared_image_errors
@@ -164,7 +165,7 @@ def find_typical(
     prior: np.ndarray,
 ) -> TypicalSet | None:
     """The typical set of the training images under the plan's own draws; see `TypicalSet.fit`."""
-    some = np.linspace(0, len(train) - 1, min(len(train), _TYPICAL_IMAGES)).astype(int)
+    some = evenly_spaced(len(train), _TYPICAL_IMAGES)
     draws = plan.make_draws(train.shape[-1], draws=plan.draws)
     low, high = plan.log_snr_min, plan.log_snr_max
     bands = max(1, min(BANDS, len(draws) // 2))

@@ -10,7 +10,7 @@ generator state for a resumed run to equal an unbroken one. Several processes ma
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,7 @@ def train(
     validation_set: ImageSet,
     *,
     settings: TrainingSettings,
+    model: Mapping[str, Any] | None = None,
     checkpoint_dir: Path | None = None,
     on_step: Callable[[dict[str, float], int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -149,6 +150,8 @@ def train(
         train_set: To draw batches from.
         validation_set: For validation; if it is empty, the last weights are kept.
         settings: See `TrainingSettings`.
+        model: What network and objective were made with, JSON-able: another one's checkpoint is
+            not resumed.
         checkpoint_dir: Where checkpoints are kept. A sound one found there is resumed.
         on_step: Called with metrics and the step, every `log_every` steps and at validations.
         should_stop: Asked after every step; if true, a checkpoint is written and training ends
@@ -161,7 +164,8 @@ def train(
             state before that step is checkpointed.
         UserError: The checkpoint found belongs to another training.
     """
-    run = _Run(network, objective, train_set, validation_set, settings, checkpoint_dir)
+    sets = (train_set, validation_set)
+    run = _Run(network, objective, sets, settings, model or {}, checkpoint_dir)
     budget = Budget.parse(settings.budget)
     with run.isolated_generators(), run.progress_bar(budget) as bar:
         run.resume()
@@ -180,21 +184,20 @@ class _Run:
         self,
         network: nn.Module,
         objective: Objective,
-        train_set: ImageSet,
-        validation_set: ImageSet,
+        sets: tuple[ImageSet, ImageSet],
         settings: TrainingSettings,
+        model: Mapping[str, Any],
         checkpoint_dir: Path | None,
     ) -> None:
         self.device = choose_device(settings.device)
         self.network = network.to(self.device)
         self.objective, self.settings, self.checkpoint_dir = objective, settings, checkpoint_dir
-        self.train_set, self.validation_set = train_set, validation_set
-        sets = (train_set, validation_set)
+        self.train_set, self.validation_set = sets
         self.state = TrainingState(
-            self.network, objective, settings, fingerprint(settings, network, sets)
+            self.network, objective, settings, fingerprint(settings, model, network, sets)
         )
         self.order = BatchOrder(
-            train_set.labels,
+            self.train_set.labels,
             batch_size=settings.batch_size,
             balanced=settings.balanced,
             unlabelled_share=settings.unlabelled_share,
@@ -275,7 +278,7 @@ class _Run:
         """One optimiser step."""
         settings, state = self.settings, self.state
         moment = Moment(state.step, self.spent(budget))
-        rate = settings.learning_rate * _schedule(moment.spent, settings.warmup)
+        rate = settings.learning_rate_after(moment.spent)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         indices = self.order.batch(state.step)
@@ -391,10 +394,3 @@ class _Run:
             stopped=stopped,
             history=state.history,
         )
-
-
-def _schedule(progress: float, warmup: float) -> float:
-    """Factor of the learning rate after a share of the budget: linear up, then a cosine to 0."""
-    if progress < warmup:
-        return (progress + 1e-3) / (warmup + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

@@ -92,6 +92,13 @@ class TrainingSettings:
         if self.nonfinite not in ("stop", "skip"):
             raise ValueError(f"nonfinite must be stop or skip, not {self.nonfinite!r}")
 
+    def learning_rate_after(self, spent: float) -> float:
+        """The rate after a share of the budget: linear up, then half a cosine down to 0."""
+        if spent < self.warmup:
+            return self.learning_rate * (spent + 1e-3) / (self.warmup + 1e-3)
+        left = (spent - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * left))
+
 
 class Budget(NamedTuple):
     """How long to train: `amount` of `unit`."""

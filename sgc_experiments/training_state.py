@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,13 +45,18 @@ class Statistics(Protocol):
         ...
 
 
-def fingerprint(settings: TrainingSettings, network: nn.Module, sets: Sequence[ImageSet]) -> str:
-    """Of all that must be the same for a checkpoint to be resumed."""
+def fingerprint(
+    settings: TrainingSettings,
+    model: Mapping[str, Any],
+    network: nn.Module,
+    sets: Sequence[ImageSet],
+) -> str:
+    """Of all that must be the same for a checkpoint to be resumed; see `training.train`."""
     relevant = asdict(settings)
     for name in _BESIDE_THE_NUMBERS:
         del relevant[name]
     shapes = {k: list(v.shape) for k, v in network.state_dict().items()}
-    digest = hashlib.sha256(json.dumps([relevant, shapes], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([relevant, model, shapes], sort_keys=True).encode())
     for images, labels in sets:
         digest.update(str(images.shape).encode() + np.ascontiguousarray(labels).tobytes())
         # The ends stand for the whole, which may be larger than memory.
@@ -192,8 +197,8 @@ class TrainingState:
         tensors, state = found
         if state["fingerprint"] != self.fingerprint:
             raise UserError(
-                "The checkpoint folder holds a training with other settings or images: "
-                "delete the folder, or train with the settings that it was begun with."
+                "The checkpoint folder holds a training of another model, or with other settings "
+                "or images: delete the folder, or train with the settings that it was begun with."
             )
         device = next(self.network.parameters()).device
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)

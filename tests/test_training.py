@@ -281,6 +281,13 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed):
         run(replace(SETTINGS, **changed), checkpoint_dir=tmp_path)
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(checkpoint_dir=tmp_path, model={"hybrid_weight": 0.01})
+    run(checkpoint_dir=tmp_path, model={"hybrid_weight": 0.01})
+    with pytest.raises(UserError, match="a training of another model"):
+        run(checkpoint_dir=tmp_path, model={"hybrid_weight": 0.1})
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_images(tmp_path):
     class Diverging(Classification):
         def loss(self, network, images, labels, generator, moment):
