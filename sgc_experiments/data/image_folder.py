@@ -81,13 +81,14 @@ def find_images(root: Path, parameter: str = "images") -> list[str]:
                 outside += 1
             else:
                 names.append(os.path.relpath(path, root))
-    told = f"{others} other file(s) such as tables and texts, {outside} link(s) that lead out of it"
+    kinds = {"other file(s) such as tables and texts": others, "link(s) that lead out": outside}
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     if not names:
         raise UserError(
-            f"{parameter}={root} holds no image ({told}); DICOM, JPEG, PNG, TIFF and NPY files are "
-            "read."
+            f"{parameter}={root} holds no image ({told or 'it is empty'}); DICOM, JPEG, PNG, TIFF "
+            "and NPY files are read."
         )
-    if others or outside:
+    if told:
         level = logging.WARNING if outside else logging.INFO
         log.log(level, "%s: %s are left out", parameter, told)
     return sorted(names)
