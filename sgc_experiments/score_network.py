@@ -23,6 +23,7 @@ Perez et al., FiLM, arXiv:1709.07871; Hoogeboom et al., arXiv:2301.11093 (folded
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -225,6 +226,15 @@ class ScoreNetwork(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training computes the inside of a block again on the way back, to save memory."""
         self._checkpointing = enable
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, which `forward` and `several_classes` both go through.
+
+        Arguments as of `torch.compile`. One compilation serves all blocks of a width.
+        """
+        for module in self.modules():
+            if isinstance(module, _Block):
+                module.compile(*args, **kwargs)
 
     def _apply_block(self, block: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
         if self._checkpointing and self.training and torch.is_grad_enabled():

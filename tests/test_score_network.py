@@ -189,11 +189,18 @@ def test_low_precision_and_memory_format_agree_with_full_precision():
 
 
 @pytest.mark.slow
-def test_a_compiled_network_agrees():
-    network = randomised()
+@pytest.mark.parametrize("class_conditioning", CLASS_CONDITIONING)
+def test_a_compiled_network_agrees(class_conditioning):
+    network = randomised(class_conditioning=class_conditioning)
     z, log_snr = torch.randn(4, 1, 32, 32), torch.linspace(-2, 6, 4)
     labels = torch.tensor([0, 1, 2, 0])
     with torch.no_grad():
-        full = network(z, log_snr, labels)
+        one, all_classes = network(z, log_snr, labels), network.all_classes(z, log_snr)
+        torch._dynamo.reset()  # of what other tests have compiled
         network.compile()
-        torch.testing.assert_close(network(z, log_snr, labels), full, rtol=1e-4, atol=1e-5)
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch.testing.assert_close(
+            network.all_classes(z, log_snr), all_classes, rtol=1e-4, atol=1e-5
+        )
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+        torch.testing.assert_close(network(z, log_snr, labels), one, rtol=1e-4, atol=1e-5)
