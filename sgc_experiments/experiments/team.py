@@ -79,9 +79,12 @@ def team(processes: int, device: str) -> Iterator[None]:
         return
     cpu = _computes_on_cpu(device, 1 if launched > 1 else processes)
     if launched > 1:
-        _join(cpu)
-        yield
-        ranks.from_first(None)
+        try:
+            _join(cpu)
+            yield
+            ranks.from_first(None)
+        finally:
+            _disband()
         return
     with _helpers(processes, cpu):
         yield
@@ -130,6 +133,7 @@ def _end_with_a_helper(
 
 
 def _disband() -> None:
+    """Leave the others: a thread that outlives the interpreter would abort the process."""
     from accelerate.state import AcceleratorState, PartialState
     from torch import distributed
 
@@ -210,3 +214,5 @@ def _serve(cpu: bool, threads: int | None = None) -> None:
     except Exception as error:
         print(trace_without_messages(error), file=sys.stderr)
         sys.exit(1)
+    finally:
+        _disband()
