@@ -39,6 +39,8 @@ def phantom_crops(
     input: str = "roi",
     seed: int = 0,
     window: int | None = None,
+    shift: float = 1.0,
+    per_image: int = 1,
 ) -> Crops:
     """Render, prepare and split a phantom; what is in the cache is not made again.
 
@@ -49,7 +51,9 @@ def phantom_crops(
         n_patients: How many patients training and validation may use; None means all.
         input: "roi", crops around lesions, or "whole".
         seed: Of the phantom.
-        window: Cut a square of so many pixels out of each image, with the lesion somewhere in it.
+        window: Cut a square of so many pixels out of each image, with the lesion in it.
+        shift: How far from its centre, as a share of the room that the lesion leaves, at most.
+        per_image: Windows of each training image.
     """
     config = resolve_defaults(PrepareConfig(), gpu=False)
     dataset = load_dataset(
@@ -67,9 +71,13 @@ def phantom_crops(
     labels = dataset.table["label"].to_numpy(np.int64)
     rows = {name: split.indices(name, dataset.table) for name in ("train", "validation", "test")}
     images, boxes = dataset.images, dataset.boxes
-    if window:
-        images, boxes = _windows(images, boxes, window)
+    cuts = [_windows(images, boxes, window, shift, k) for k in range(per_image)] if window else []
+    if cuts:
+        images, boxes = cuts[0]
     sets = {name: ImageSet(np.asarray(images[i]), labels[i]) for name, i in rows.items()}
+    if cuts:
+        others = [cut[rows["train"]] for cut, _ in cuts]
+        sets["train"] = ImageSet(np.concatenate(others), np.tile(sets["train"].labels, per_image))
     patients = dataset.table["patient"]
     return Crops(
         **sets,
@@ -79,23 +87,24 @@ def phantom_crops(
     )
 
 
-def _windows(images: np.ndarray, boxes: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (N, side, side) at random places that hold the lesion, and its boxes (N, 4) there.
+def _windows(
+    images: np.ndarray, boxes: np.ndarray, side: int, shift: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (N, side, side) that hold the lesion, inside their image, and its boxes (N, 4) there.
 
-    A lesion that does not fit lies in the middle; without one, the window lies anywhere.
+    The lesion lies up to `shift` of the room that it leaves from the centre; without a lesion, the
+    window lies anywhere.
     """
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     cut, moved = np.empty((len(images), side, side), images.dtype), boxes.copy()
     for i, (image, box) in enumerate(zip(images, boxes, strict=True)):
         furthest = len(image) - side
         if np.isfinite(box).all():
-            first = np.clip(np.ceil(box[2:] - side), 0, furthest)
-            last = np.clip(np.floor(box[:2]), 0, furthest)
-            centred = np.clip((box[:2] + box[2:] - side) / 2, 0, furthest)
-            first, last = (np.where(first <= last, end, centred) for end in (first, last))
+            room = np.maximum(0, side - (box[2:] - box[:2])) / 2
+            corner = (box[:2] + box[2:] - side) / 2 + generator.uniform(-shift, shift, 2) * room
         else:
-            first, last = np.zeros(2), np.full(2, furthest)
-        left, top = np.rint(generator.uniform(first, last)).astype(int)
+            corner = generator.uniform(0, furthest, 2)
+        left, top = np.clip(np.rint(corner), 0, furthest).astype(int)
         cut[i] = image[top : top + side, left : left + side]
         moved[i] -= [left, top, left, top]
     return cut, moved

@@ -146,17 +146,22 @@ def test_the_component_ablation_tells_its_parts_apart():
 def test_explanations_are_counted_inside_the_box():
     maps = np.zeros((3, 8, 8))
     maps[0, 2, 5] = maps[1, 7, 7] = maps[2, 0, 0] = 1.0
+    points = explanations.maxima(maps)
+    assert points.tolist() == [[5.5, 2.5], [7.5, 7.5], [0.5, 0.5]]
+    assert explanations.maxima(maps[:1], blur=1.0).tolist() == [[5.5, 2.5]]
     boxes = np.array([[5, 2, 6, 3], [0, 0, 7, 7], [1, 0, 8, 8]])  # x0, y0, x1, y1
-    assert explanations.hits(maps, boxes).tolist() == [True, False, False]
-    blurred = explanations.hits(maps, np.array([[4, 1, 7, 4]] * 3), blur=1.0)
-    assert blurred.tolist() == [True, False, False]
+    assert explanations.hit_rate(points, boxes) == pytest.approx(1 / 3)
+    assert explanations.hit_rate(points, boxes, grown=1.2) == 1.0
 
 
-def test_explanations_report_their_hit_rate_beside_chance():
-    result = explanations.measure(explanations.Size(40, 64, 32, "steps:5", evaluations=8))
-    assert _fields(result) == {"hit_rate", "hit_rate_smoothed", "hit_rate_by_chance", "auc"}
+def test_explanations_report_their_hit_rates_beside_chance():
+    size = explanations.Size(40, 64, 32, per_image=2, centred_steps=4, steps=4, evaluations=8)
+    result = explanations.measure(size)
+    hits = {"hit_rate", "hit_rate_smoothed", "hit_rate_by_chance"}
+    with_spicules = {"hit_rate_with_spicules", "hit_rate_with_spicules_by_chance"}
+    assert _fields(result) == hits | with_spicules | {"auc"}
     assert all(0 <= result[name] <= 1 for name in result)
-    assert 0 < result["hit_rate_by_chance"] < 0.3
+    assert result["hit_rate_with_spicules"] >= result["hit_rate_smoothed"]
 
 
 def test_a_window_holds_the_lesion_and_its_box_moves_along():
@@ -164,7 +169,7 @@ def test_a_window_holds_the_lesion_and_its_box_moves_along():
     images[0, 3:6, 10:12] = 1
     images[1, 8, 8] = 1
     boxes = np.array([[10, 3, 12, 6], [np.nan] * 4])
-    cut, moved = _windows(images, boxes, 8)
+    cut, moved = _windows(images, boxes, 8, 1.0, 0)
     assert cut.shape == (2, 8, 8)
     x0, y0, x1, y1 = moved[0].astype(int)
     assert cut[0].sum() == cut[0, y0:y1, x0:x1].sum() == 6
