@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file of tests per process, and one thread in each: more would only wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 CORE_TESTS := $(patsubst %,tests/test_%.py,analytic augmentation calibration classifier comparison \
-	curves evaluation invariants likelihood mathematics metrics noise_levels objective prevalence \
+	curves evaluation evidence invariants likelihood mathematics metrics noise_levels objective prevalence \
 	probability_flow published_defects ranks sampling score_network sde training transfer typicality \
 	uncertainty)
 .DEFAULT_GOAL := help

@@ -160,14 +160,26 @@ def own_bits_per_dim(
     """
     levels = LogSNRDensity.uniform(log_snr_min, log_snr_max)
     noise = make_draws((1, *images.shape[1:]), levels, draws)
+    excess = _excess_of_noise(noise)
     bits = [np.zeros(0)]
     for chunk, pixels in _dequantised_chunks(network, images):
         x = network.standardise(pixels)
         own = torch.arange(len(x)), torch.as_tensor(labels[chunk])
-        bound = elbo(network, x, noise).log_likelihood[own]
+        bound = elbo(network, x, noise).log_likelihood[own] + excess
         bound = bound + elbo_end_terms(x, log_snr_min, log_snr_max).cpu()
         # Grey values lie so far apart before the standardisation divides them by the contrast.
         contrast = network.contrast(pixels).double().cpu().flatten()
         found = bits_per_dim(bound, x[0].numel(), _GREY_VALUE) + torch.log2(contrast)
         bits.append(found.numpy())
     return np.concatenate(bits)
+
+
+def _excess_of_noise(draws: Draws) -> float:
+    """What the draws' bound is too low by because their noise is longer than noise is on average.
+
+    ½ Σ_k weight_k sigmoid(λ_k) (‖ε_k‖² − D), of mean 0. Where noise is little a denoiser finds
+    hardly any of it, so that the error is ‖ε‖² itself; where there is much, it finds nearly all.
+    All images have the same noise: no number of them would average this away.
+    """
+    lengths = draws.noise.double().flatten(1).square().sum(1) - draws.noise[0].numel()
+    return float(0.5 * (draws.weight * torch.sigmoid(draws.log_snr) * lengths).sum())
