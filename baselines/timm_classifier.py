@@ -20,6 +20,7 @@ from baselines.discriminative import DiscriminativeClassifier
 from baselines.networks import GreyImageNetwork, build_network
 from sgc_experiments.batches import ImageSet, evenly_spaced, to_model_range
 from sgc_experiments.errors import UserError
+from sgc_experiments.freed_memory import keep_freed_memory
 from sgc_experiments.training import TrainingResult, train
 from sgc_experiments.training_settings import TrainingSettings
 
@@ -99,6 +100,7 @@ class TimmClassifier(DiscriminativeClassifier):
             "pretrained": pretrained,
             "weights": Path(weights) if weights else None,
         }
+        keep_freed_memory()
         self.network = self._make_network(seed=0)
 
     def _make_network(self, seed: int) -> GreyImageNetwork:

@@ -24,7 +24,7 @@ PARTS = {
     "evaluation": "evaluation intervals metrics bootstrap comparison curves learning_curves "
     "predictions",
     "MLflow": "tracking tracked_run past_runs registered_models low_data_registry delivery",
-    "this machine": "resumption file_lock claims interruption provenance",
+    "this machine": "resumption file_lock claims interruption provenance freed_memory",
     "parameters": "config command_line choices",
     "data": "data",
 }

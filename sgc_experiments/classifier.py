@@ -28,6 +28,7 @@ from sgc_experiments.classifier_settings import NETWORK, ClassifierSettings
 from sgc_experiments.errors import UserError
 from sgc_experiments.evaluation_plan import EvaluationPlan, choose_band, planning_draws
 from sgc_experiments.evidence import evidence_maps, shared_image_errors
+from sgc_experiments.freed_memory import keep_freed_memory
 from sgc_experiments.model_files import read_model, sound_model, write_model
 from sgc_experiments.objective import DenoisingScoreMatching
 from sgc_experiments.prediction import (
@@ -84,6 +85,7 @@ class ScoreBasedClassifier:
             label_smoothing=self.settings.label_smoothing,
             label_dropout=self.settings.label_dropout,
         )
+        keep_freed_memory()
         self.network = self._make_network(seed=0)
         if image_size < 1 or image_size % self.network.stride:
             raise ValueError(
