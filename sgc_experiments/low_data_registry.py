@@ -216,13 +216,12 @@ def curve_from_registry(
 def _versions(condition: str) -> list[ModelVersion]:
     """All versions that a condition holds for, page by page."""
     client = MlflowClient()
-    found: list[ModelVersion] = []
-    token: str | None = None
     try:
-        while token != "":
-            page = client.search_model_versions(condition, max_results=200, page_token=token)
+        page = client.search_model_versions(condition, max_results=200)
+        found: list[ModelVersion] = list(page)
+        while page.token:
+            page = client.search_model_versions(condition, max_results=200, page_token=page.token)
             found += page
-            token = page.token or ""
     except MlflowException as error:
         raise UserError(f"The registry did not answer ({error.error_code}).") from None
     return found

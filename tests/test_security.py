@@ -3,6 +3,8 @@
 import hashlib
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -16,6 +18,7 @@ from sgc_experiments.command_line import parse
 from sgc_experiments.config import TrainConfig
 from sgc_experiments.errors import UserError, without_paths
 from sgc_experiments.experiments.models import load_classifier
+from tests.conftest import ROOT
 
 
 class Hostile:
@@ -111,3 +114,10 @@ def test_a_parameter_reaches_no_shell(workspace):
     for value in (f"phantom; touch {flag}", f"`touch {flag}`", f"steps:6' ; touch {flag} #"):
         assert value in done.stderr
         assert without_paths(value) in run.data.tags["failure_reason"]
+
+
+def test_bandit_finds_nothing_that_is_not_explained():
+    bandit = [sys.executable, "-m", "bandit", "--quiet", "--configfile", "pyproject.toml"]
+    code = ["--recursive", "sgc_experiments", "baselines"]
+    done = subprocess.run([*bandit, *code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

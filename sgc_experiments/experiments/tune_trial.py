@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import optuna
 import torch
@@ -125,8 +126,8 @@ def _judge(
     on_step: Callable[[dict[str, float], int], None],
 ) -> dict[str, float]:
     """Fit, and evaluate on validation: `val_auc` (macro of more classes), `val_bits_per_dim`."""
-    classifier = build_classifier(config, data.dataset.classes)
-    assert isinstance(classifier, ScoreBasedClassifier)  # the only model with a search space
+    # The only model with a search space.
+    classifier = cast(ScoreBasedClassifier, build_classifier(config, data.dataset.classes))
     fit(run, config, data, classifier, on_step=on_step, checkpoints=checkpoints)
     images, labels = data.image_set("validation")
     table = prediction_table(classifier, images, data.dataset.table.iloc[data.rows("validation")])
