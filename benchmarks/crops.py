@@ -76,8 +76,8 @@ def phantom_crops(
         images, boxes = cuts[0]
     sets = {name: ImageSet(np.asarray(images[i]), labels[i]) for name, i in rows.items()}
     if cuts:
-        others = [cut[rows["train"]] for cut, _ in cuts]
-        sets["train"] = ImageSet(np.concatenate(others), np.tile(sets["train"].labels, per_image))
+        windows = [cut[rows["train"]] for cut, _ in cuts]
+        sets["train"] = ImageSet(np.concatenate(windows), np.tile(sets["train"].labels, per_image))
     patients = dataset.table["patient"]
     return Crops(
         **sets,

@@ -55,14 +55,13 @@ class MetricSender:
 
     Args:
         run_id: of MLflow.
-        journal: a file, written as metrics come and read when the run is taken up again; None
-            keeps them in memory only.
+        journal: a file, written as metrics come and read when the run is taken up again.
 
     Raises:
         MlflowException: the server does not answer when asked what it has.
     """
 
-    def __init__(self, run_id: str, journal: Path | None) -> None:
+    def __init__(self, run_id: str, journal: Path) -> None:
         self._run_id, self._journal = run_id, journal
         self._client = MlflowClient()
         self._known: dict[str, set[int]] = defaultdict(set)
@@ -85,9 +84,8 @@ class MetricSender:
             for key, value in metrics.items()
             if step not in self._known[key]
         ]
-        if self._journal:
-            with self._journal.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_as_list(metric)) + "\n" for metric in new)
+        with self._journal.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_as_list(metric)) + "\n" for metric in new)
         with self._changed:
             for metric in new:
                 self._known[metric.key].add(step)
@@ -143,7 +141,7 @@ class MetricSender:
 
     def _unsent(self) -> list[Metric]:
         """What an earlier process has written to the journal and not sent."""
-        if self._journal is None or not self._journal.exists():
+        if not self._journal.exists():
             return []
         logged = []
         for line in self._journal.read_text(encoding="utf-8").splitlines():

@@ -91,8 +91,8 @@ class TrackedRun:
         self.experiment_id = experiment_id
         self.folder: Path | None = None
         self._sender: MetricSender | None = None
-        self._logged: frozenset[str] = frozenset()
-        self._steps: set[tuple[str, int]] = set()
+        # Names of metrics with their steps; what is measured once has none.
+        self._logged: set[tuple[str, int | None]] = set()
 
     def keep_in(self, folder: Path, *, logged: Collection[str]) -> None:
         """Let the run outlive its process, and its metrics an outage of the tracking server.
@@ -103,7 +103,7 @@ class TrackedRun:
         """
         self.folder = folder
         self._sender = MetricSender(self.run_id, folder / f"metrics-{self.run_id}.jsonl")
-        self._logged = frozenset(logged)
+        self._logged = {(name, None) for name in logged}
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the resolved configuration, as params ``config.*`` and as a file to run again."""
@@ -134,11 +134,7 @@ class TrackedRun:
         if self._sender and step is not None:
             self._sender.log(finite, step)
             return
-        new = {
-            name: value
-            for name, value in finite.items()
-            if name not in self._logged and (name, step) not in self._steps
-        }
+        new = {name: v for name, v in finite.items() if (name, step) not in self._logged}
         if new:
             mlflow.log_metrics(new, step=step, run_id=self.run_id)
 
@@ -157,7 +153,7 @@ class TrackedRun:
         ]
         for start in range(0, len(curves), MOST_METRICS):
             client.log_batch(self.run_id, metrics=curves[start : start + MOST_METRICS])
-        self._steps = {(point.key, point.step) for point in curves}
+        self._logged |= {(point.key, point.step) for point in curves}
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Log a figure as ``figures/<name>.png``."""

@@ -81,8 +81,11 @@ def find_images(root: Path, parameter: str = "images") -> list[str]:
                 outside += 1
             else:
                 names.append(os.path.relpath(path, root))
-    kinds = {"other file(s) such as tables and texts": others, "link(s) that lead out": outside}
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    left_out = {
+        "other file(s) such as tables and texts": others,
+        "link(s) that lead out of it": outside,
+    }
+    told = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
     if not names:
         raise UserError(
             f"{parameter}={root} holds no image ({told or 'it is empty'}); DICOM, JPEG, PNG, TIFF "

@@ -157,6 +157,8 @@ def _judge(
 
 def end_lost_trial(trial: optuna.trial.FrozenTrial, *, study: str) -> None:
     """End the run of a trial whose process died, be it after all but telling the study."""
-    begun = running({"study": study, "trial": str(trial.number)})
-    for run_id in {*begun, *filter(None, [trial.user_attrs.get("run_id")])}:
+    begun = set(running({"study": study, "trial": str(trial.number)}))
+    if told := trial.user_attrs.get("run_id"):
+        begun.add(told)
+    for run_id in begun:
         end_lost_run(run_id, {"trial_state": "lost", "failure_reason": LOST})

@@ -30,7 +30,7 @@ def test_whatever_is_not_surely_something_else_may_be_an_image(tmp_path, caplog)
     assert found == sorted(["g.dcm", *(f"SMITH/{name}" for name in EXPORTED)])
     (told,) = caplog.messages
     assert told.startswith("images: 3 other file(s)")
-    assert "1 link(s) that lead out" in told
+    assert "1 link(s) that lead out of it" in told
     assert "SMITH" not in told
 
 
